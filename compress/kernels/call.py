@@ -1,0 +1,197 @@
+"""One call of an operator: its inputs and attributes by name, checked, and the facts that backends decide on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from compress.errors import FormatError
+from compress.formats import get_format, packed_bytes
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a backend may decide on: shapes and attributes of one layer, never values, and never the number of rows.
+
+    Without the number of rows a layer has one backend, so a row's result does not depend on the batch it comes in,
+    and a plan can name each layer's backend before anything is loaded.
+
+    Attributes:
+        k: contracted positions (`c / groups * kh * kw` for convolutions); n: output channels.
+        scale_blocks: length of the last axis of the scales: 1 per tensor or channel, `k_blocks` per group.
+        act_static: the activation scale is given.
+    """
+
+    k: int
+    n: int
+    bits: int
+    block_size: int
+    scale_blocks: int = 1
+    table: bool = False
+    zero_points: bool = False
+    act_format: str = "none"
+    act_group: int = 0
+    act_static: bool = False
+    act_zero_point: bool = False
+    mode: str = "exact"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class MatmulCall:
+    """Arguments of `qmatmul`, in the order and with the defaults of `schema.QMATMUL` (a test compares them)."""
+
+    name: ClassVar[str] = "qmatmul"
+
+    x: Tensor
+    codes: Tensor
+    scales: Tensor
+    zero_points: Tensor | None = None
+    table: Tensor | None = None
+    bias: Tensor | None = None
+    act_scale: Tensor | None = None
+    act_zero_point: Tensor | None = None
+    smooth: Tensor | None = None
+    low_rank_a: Tensor | None = None
+    low_rank_b: Tensor | None = None
+    bits: int = field(kw_only=True)
+    block_size: int = field(kw_only=True)
+    act_format: str = field(default="none", kw_only=True)
+    act_group: int = field(default=0, kw_only=True)
+    mode: str = field(default="exact", kw_only=True)
+
+    @property
+    def n(self) -> int:
+        """Output channels."""
+        return self.codes.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Contracted positions."""
+        return self.x.shape[-1]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of y; plain size arithmetic, so it also works on symbolic sizes."""
+        return (*self.x.shape[:-1], self.n)
+
+    @property
+    def act_scale_shape(self) -> tuple[int, ...]:
+        """What a static activation scale must broadcast to: one scale for each group of each row."""
+        groups = -(-self.k // self.act_group) if self.act_group else 1
+        return (*self.x.shape[:-1], groups)
+
+    def facts(self) -> Facts:
+        """What backends decide on."""
+        zero_blocks = 1 if self.zero_points is None else self.zero_points.shape[1]
+        return Facts(
+            k=self.k,
+            n=self.n,
+            bits=self.bits,
+            block_size=self.block_size,
+            scale_blocks=max(self.scales.shape[1], zero_blocks),
+            table=self.table is not None,
+            zero_points=self.zero_points is not None,
+            act_format=self.act_format,
+            act_group=self.act_group,
+            act_static=self.act_scale is not None,
+            act_zero_point=self.act_zero_point is not None,
+            mode=self.mode,
+            device=self.x.device.type,
+        )
+
+    def check(self) -> None:
+        """Raises FormatError, saying which input, when the arguments do not fit together."""
+        self._check_weight()
+        self._check_activations()
+        if (self.low_rank_a is None) != (self.low_rank_b is None):
+            self._refuse("low_rank_a and low_rank_b go together")
+
+    def _check_weight(self) -> None:
+        if not 1 <= self.bits <= 8 or self.block_size < 1:
+            self._refuse(f"bits={self.bits}, block_size={self.block_size}: 1 to 8 bits, a block of at least 1")
+        need = (self.n, -(-self.k // self.block_size), packed_bytes(self.block_size, self.bits))
+        if self.codes.dtype != torch.uint8 or tuple(self.codes.shape) != need:
+            self._refuse(
+                f"codes are {self.codes.dtype} {list(self.codes.shape)}, k={self.k} needs torch.uint8 {list(need)}"
+            )
+        for name in ("scales", "zero_points"):
+            value: Tensor | None = getattr(self, name)
+            if value is not None and not _broadcasts(value, need[:2], rank=2):
+                self._refuse(f"{name} {list(value.shape)} do not broadcast against {list(need[:2])}")
+        if self.table is not None and tuple(self.table.shape) != (1 << self.bits,):
+            self._refuse(f"table has shape {list(self.table.shape)}, not [{1 << self.bits}]")
+        if self.table is not None and self.zero_points is not None:
+            self._refuse("table and zero_points exclude each other")
+        if self.mode not in ("exact", "folded"):
+            self._refuse(f"mode {self.mode!r} is not exact or folded")
+
+    def _check_activations(self) -> None:
+        if self.act_zero_point is not None and self.act_scale is None:
+            self._refuse("act_zero_point without act_scale")
+        if self.act_format == "none":
+            if self.act_scale is not None:
+                self._refuse("act_scale with act_format 'none'")
+            return
+        if get_format(self.act_format).kind == "float" and self.act_zero_point is not None:
+            self._refuse(f"{self.act_format} activations have no zero point")
+        if self.act_group < 0:
+            self._refuse(f"act_group={self.act_group} is negative")
+        for name in ("act_scale", "act_zero_point"):
+            value: Tensor | None = getattr(self, name)
+            if value is not None and not _broadcasts(value, self.act_scale_shape):
+                self._refuse(f"{name} {list(value.shape)} does not broadcast against {list(self.act_scale_shape)}")
+
+    def _refuse(self, message: str) -> None:
+        raise FormatError(message, where=f"compress::{self.name}")
+
+
+@dataclass(frozen=True, eq=False)
+class ConvCall(MatmulCall):
+    """Arguments of `qconv2d`, in the order and with the defaults of `schema.QCONV2D`."""
+
+    name: ClassVar[str] = "qconv2d"
+
+    kernel: tuple[int, int] = field(kw_only=True)
+    stride: tuple[int, int] = field(default=(1, 1), kw_only=True)
+    padding: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    dilation: tuple[int, int] = field(default=(1, 1), kw_only=True)
+    groups: int = field(default=1, kw_only=True)
+
+    @property
+    def k(self) -> int:
+        """Contracted positions."""
+        return self.x.shape[1] // self.groups * self.kernel[0] * self.kernel[1]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of y."""
+        sizes = zip(self.x.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return (self.x.shape[0], self.n, *((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in sizes))
+
+    @property
+    def act_scale_shape(self) -> tuple[int, ...]:
+        """What a static activation scale must broadcast to: one scale for each image."""
+        return (self.x.shape[0], 1, 1, 1)
+
+    def check(self) -> None:
+        """Raises FormatError, saying which input, when the arguments do not fit together."""
+        for name in ("kernel", "stride", "padding", "dilation"):
+            if len(getattr(self, name)) != 2:
+                self._refuse(f"{name} needs two values, not {list(getattr(self, name))}")
+        if self.x.dim() != 4 or self.groups < 1 or self.x.shape[1] % self.groups or self.n % self.groups:
+            self._refuse(f"x {list(self.x.shape)} and {self.n} outputs in {self.groups} groups")
+        if self.act_group:
+            self._refuse("activation groups exist for qmatmul only")
+        if self.low_rank_a is not None and self.groups != 1:
+            self._refuse("a low-rank branch needs groups=1")
+        super().check()
+
+
+def _broadcasts(value: Tensor, shape: tuple[int, ...], rank: int | None = None) -> bool:
+    if value.dim() > len(shape) or (rank is not None and value.dim() != rank):
+        return False
+    return all(a in (1, b) for a, b in zip(reversed(value.shape), reversed(shape), strict=False))
