@@ -1,0 +1,36 @@
+"""DiT: class-conditional diffusion transformers (Peebles and Xie 2023), diffusers' `DiTTransformer2DModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import nn
+
+from compress.models.adapter import Role
+from compress.models.generic import GenericAdapter
+from compress.models.roles import RULES, Rule
+
+
+class DiTAdapter(GenericAdapter):
+    """Every block owns a timestep and label embedder; the output head reads that of block 0."""
+
+    family = "dit"
+    rules: ClassVar[Sequence[Rule]] = (
+        (r"^proj_out_1$", Role.MODULATION),
+        (r"^proj_out_2$", Role.OUT_PROJECTION),
+        *RULES,
+    )
+
+    def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
+        """The transformer blocks; a depth-pruned model may have a single one."""
+        blocks = model.get_submodule("transformer_blocks")
+        return [(f"transformer_blocks.{name}", block) for name, block in blocks.named_children()]
+
+    def class_count(self) -> int:
+        """Number of classes; the table has one more row, for no class."""
+        return int(self.config["num_embeds_ada_norm"])
+
+    def null_class(self) -> int:
+        """The last row of the label table, which label dropout trains (Peebles and Xie 2023, section 3.2)."""
+        return self.class_count()
