@@ -1,0 +1,78 @@
+"""Rounding to nearest: every weight to the closest code of its block's scale.
+
+The baseline that every other method must beat. There is no paper to depart from; the min-max scale and the search for
+the clipping with the least squared error are described by Nagel et al., "A White Paper on Neural Network Quantization"
+(2021), section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from compress.config import Config
+from compress.formats import QTensor, WeightSpec, quantize_weight, weight_scales
+from compress.quantize.job import Method, QuantizedLayer, QuantizeJob
+
+MSE_FACTORS = tuple(1.0 - 0.02 * step for step in range(31))  # 1.00 … 0.40 of the full range
+
+
+class Nearest(Config):
+    """Round every weight to the nearest code."""
+
+    kind: Literal["nearest"] = "nearest"
+    clip: Literal["minmax", "mse"] = Field(
+        "minmax", description="Range of a block: its full range, or the one with the least squared rounding error."
+    )
+
+
+def mse_scales(weight: Tensor, spec: WeightSpec) -> QTensor:
+    """Nearest rounding with, per block, the scale of least squared error among shrunken full-range scales.
+
+    The zero point of an asymmetric block stays that of the full range.
+    """
+    full = weight_scales(weight, spec)
+    blocks = _block_error(weight, quantize_weight(weight, spec, full.scales, full.zero_points))
+    best_error, best = blocks, full.scales
+    for factor in MSE_FACTORS[1:]:
+        scales = (full.scales.float() * factor).to(full.scales.dtype)
+        scales = torch.where(scales > 0, scales, full.scales)  # float16 scales of tiny blocks may underflow
+        error = _block_error(weight, quantize_weight(weight, spec, scales, full.zero_points))
+        better = error < best_error
+        best_error, best = torch.where(better, error, best_error), torch.where(better, scales, best)
+    return quantize_weight(weight, spec, best, full.zero_points)
+
+
+def _block_error(weight: Tensor, quantized: QTensor) -> Tensor:
+    """Squared rounding error summed over whatever shares a scale, in the scales' shape."""
+    squared = (weight.float() - quantized.dequantize()).square().flatten(1)
+    if quantized.spec.granularity == "tensor":
+        return squared.sum().reshape(1, 1)
+    block = quantized.spec.block_size(squared.shape[1])
+    padded = torch.nn.functional.pad(squared, (0, -squared.shape[1] % block))
+    return padded.reshape(len(padded), -1, block).sum(-1)
+
+
+def run(settings: Nearest, job: QuantizeJob) -> Iterator[QuantizedLayer]:
+    """Quantize layer after layer."""
+    for assignment in job.assignments:
+        assert assignment.spec is not None
+        name, spec = assignment.info.name, assignment.spec.weights
+        weight = job.read(f"{name}.weight")
+        quantized = mse_scales(weight, spec) if settings.clip == "mse" else quantize_weight(weight, spec)
+        yield QuantizedLayer(name, quantized)
+        job.tick(name)
+
+
+METHOD = Method(
+    name="nearest",
+    title="Round to nearest",
+    citation="Nagel et al. 2021, A White Paper on Neural Network Quantization, arXiv 2106.08295, section 2",
+    summary="Every weight to the closest code; min-max or least-squares clipping. The baseline.",
+    settings=Nearest,
+    run=run,
+)

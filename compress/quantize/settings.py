@@ -1,0 +1,109 @@
+"""The number formats of a recipe's quantize stage, and the rules that choose layers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from compress.config import Config
+from compress.errors import FormatError
+from compress.formats import FORMATS, WeightSpec, get_format
+from compress.models.adapter import Role
+from compress.quantize.observers import ObserverSettings
+from compress.quantize.observers.minmax import MinMax
+from compress.quantize.spec import ActivationSpec
+
+
+def _known_format(name: str) -> str:
+    try:
+        fmt = get_format(name)
+    except FormatError as error:
+        raise ValueError(str(error)) from None
+    if not fmt.signed:
+        raise ValueError(f"`{name}` is the code of asymmetric activations; write `{name[1:]}` with `symmetric: false`")
+    return name
+
+
+SIGNED_FORMATS = [name for name, fmt in FORMATS.items() if fmt.signed]
+FormatName = Annotated[str, AfterValidator(_known_format), Field(json_schema_extra={"enum": list(SIGNED_FORMATS)})]
+ActivationFormatName = Annotated[
+    str,
+    AfterValidator(lambda name: name if name == "none" else _known_format(name)),
+    Field(json_schema_extra={"enum": ["none", *SIGNED_FORMATS]}),
+]
+
+
+class WeightSettings(Config):
+    """Number format of weights."""
+
+    format: FormatName = Field(description="Number format of a weight.")
+    granularity: Literal["tensor", "channel", "group"] = Field("channel", description="What shares one scale.")
+    group: int | None = Field(None, ge=8, description="Input positions that share a scale, for granularity group.")
+    symmetric: bool = Field(True, description="False adds a zero point to every scale (integer formats).")
+    scale: Literal["float32", "float16"] | None = Field(
+        None, description="Stored type of the scales; by default float16 for groups, float32 otherwise."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.granularity == "group") != (self.group is not None):
+            raise ValueError("`group` goes with `granularity: group`; give both or neither")
+        if self.group is not None and self.group % 8:
+            raise ValueError(f"group {self.group} is not a multiple of 8; codes of a group fill whole bytes")
+        if not self.symmetric and get_format(self.format).kind != "int":
+            raise ValueError(f"`{self.format}` has no zero point; `symmetric: false` is for integer formats")
+        return self
+
+    def spec(self) -> WeightSpec:
+        scale = self.scale or ("float16" if self.granularity == "group" else "float32")
+        return WeightSpec(self.format, self.granularity, self.group, self.symmetric, scale)
+
+
+class ActivationSettings(Config):
+    """Number format of layer inputs; `format: none` leaves them in floating point."""
+
+    format: ActivationFormatName = Field("none", description="Number format of a layer's input; none for weight-only.")
+    granularity: Literal["token", "tensor"] = Field("token", description="What shares one scale.")
+    mode: Literal["dynamic", "static"] = Field(
+        "dynamic", description="Scale found at run time or from the trajectory."
+    )
+    symmetric: bool = Field(True, description="False: unsigned codes with a zero point (static, int8 and int4).")
+    observer: ObserverSettings = Field(MinMax(), description="How a static range is found.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.granularity, self.mode) not in (("token", "dynamic"), ("tensor", "static")):
+            raise ValueError(
+                f"{self.mode} activations per {self.granularity} do not exist: use `granularity: token` with "
+                "`mode: dynamic`, or `granularity: tensor` with `mode: static`"
+            )
+        if not self.symmetric and (self.mode == "dynamic" or f"u{self.format}" not in FORMATS):
+            raise ValueError("`symmetric: false` is for static int8 and int4 activations")
+        return self
+
+    def spec(self) -> ActivationSpec | None:
+        return None if self.format == "none" else ActivationSpec(self.format, self.mode, self.symmetric)
+
+
+class Rule(Config):
+    """Layers chosen by role, by name, or by both, and what becomes of them; the last matching rule wins."""
+
+    role: Role | None = Field(None, description="Layers with this role.")
+    match: str | None = Field(None, description="Layers whose name fits this glob, e.g. `*.proj_out`.")
+    keep: bool = Field(False, description="Leave these layers in floating point.")
+    weights: WeightSettings | None = Field(None, description="Weight format of these layers instead of the stage's.")
+    activations: ActivationSettings | None = Field(None, description="Input format of these layers.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.role is None and self.match is None:
+            raise ValueError("a rule needs `role`, `match` or both")
+        if self.keep and (self.weights or self.activations):
+            raise ValueError("`keep: true` leaves no place for `weights` or `activations`")
+        if not self.keep and not self.weights and not self.activations:
+            raise ValueError("a rule needs `keep: true`, `weights` or `activations`")
+        return self
+
+    def describe(self) -> str:
+        return " and ".join(f"{k} `{v}`" for k, v in (("role", self.role), ("match", self.match)) if v is not None)

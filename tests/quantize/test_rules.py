@@ -1,0 +1,78 @@
+import pytest
+from pydantic import ValidationError
+
+from compress.errors import RecipeError
+from compress.models.adapter import LayerInfo, Role
+from compress.quantize.rules import assign
+from compress.quantize.settings import ActivationSettings, Rule, WeightSettings
+
+LAYERS = [
+    LayerInfo("blocks.0.attn.to_q", "linear", Role.ATTENTION_Q, "blocks.0", (8, 8), True),
+    LayerInfo("blocks.0.ff.in", "linear", Role.FF_IN, "blocks.0", (32, 8), True),
+    LayerInfo("blocks.0.norm.linear", "linear", Role.MODULATION, "blocks.0", (48, 8), True),
+    LayerInfo("proj_out", "linear", Role.OUT_PROJECTION, None, (4, 8), True),
+]
+INT4 = WeightSettings(format="int4", granularity="group", group=8)
+INT8 = WeightSettings(format="int8")
+TOKEN = ActivationSettings(format="int8")
+
+
+def formats(*rules: Rule) -> list[str]:
+    return ["kept" if a.spec is None else a.spec.summary() for a in assign(LAYERS, INT4, TOKEN, rules)]
+
+
+def test_without_rules_every_layer_has_the_stage_formats() -> None:
+    assert formats() == ["int4 group 8 · int8 token"] * 4
+
+
+def test_the_last_match_wins_and_rules_combine() -> None:
+    found = formats(
+        Rule(role="modulation", weights=INT8),
+        Rule(match="*.linear", activations=ActivationSettings()),
+        Rule(match="proj_out", keep=True),
+        Rule(match="blocks.0.ff.*", keep=True),
+        Rule(role="ff_in", weights=INT8),
+    )
+    assert found == ["int4 group 8 · int8 token", "int8 channel · int8 token", "int8 channel · float", "kept"]
+
+
+def test_role_and_match_must_both_fit() -> None:
+    assert formats(Rule(role="ff_in", match="blocks.0.*", keep=True)).count("kept") == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Rule(match="*.to_w", keep=True), r"match `\*\.to_w` matches no layer \(`compress inspect` lists the layers"),
+        (Rule(role="skip", keep=True), r"role `skip` matches no layer \(this model has the roles attention_q, ff_in"),
+    ],
+)
+def test_a_rule_that_matches_nothing_is_an_error(rule: Rule, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        assign(LAYERS, INT4, TOKEN, [Rule(role="ff_in", keep=True), rule])
+    assert caught.value.path == ("rules", 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: WeightSettings(format="int5"), "int5"),
+        (lambda: WeightSettings(format="uint8"), "write `int8` with `symmetric: false`"),
+        (lambda: WeightSettings(format="int4", granularity="group"), "give both or neither"),
+        (lambda: WeightSettings(format="int4", granularity="group", group=12), "multiple of 8"),
+        (lambda: WeightSettings(format="fp4_e2m1", symmetric=False), "no zero point"),
+        (lambda: ActivationSettings(format="int8", mode="static"), "static activations per token do not exist"),
+        (lambda: ActivationSettings(format="int8", symmetric=False), "static int8 and int4"),
+        (lambda: Rule(keep=True), "needs `role`, `match` or both"),
+        (lambda: Rule(role="conv"), "needs `keep: true`"),
+        (lambda: Rule(role="conv", keep=True, weights=INT8), "leaves no place"),
+    ],
+)
+def test_impossible_settings_are_refused(make, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make()
+
+
+def test_group_scales_are_float16_by_default() -> None:
+    assert INT4.spec().scale_dtype == "float16"
+    assert INT8.spec().scale_dtype == "float32"
