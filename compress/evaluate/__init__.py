@@ -1,0 +1,1 @@
+"""One metric per file: tensors in, `compress.report.model.Metric` out."""
