@@ -1,0 +1,44 @@
+"""What finished work depends on besides its inputs: the code that did it and the libraries underneath."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = (
+    "formats", "kernels", "models", "calibration", "quantize", "prune", "evaluate", "checkpoint", "export", "stages",
+)  # fmt: skip
+_LIBRARIES = ("torch", "diffusers", "onnx", "onnxruntime", "onnxscript")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_hashes(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of every file below a folder that fits one of the globs, by relative path."""
+    files = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(files)}
+
+
+@cache
+def code_hash() -> str:
+    """One hash over the sources of everything that computes; reports and the command line do not count."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        for name, value in tree_hashes(root / package, ["*.py", "*.cpp", "*.h", "*.inc"]).items():
+            digest.update(f"{package}/{name}:{value}\n".encode())
+    return digest.hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of this package and of the libraries whose results it passes on."""
+    found = {"compress": metadata.version("compress")}
+    return found | {name: metadata.version(name) for name in _LIBRARIES}

@@ -1,0 +1,139 @@
+"""The output folder of a run: whose it is, who works in it, and how finished parts appear in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compress.engine.cache import Cache, explain_os_error, flush_tree
+from compress.errors import InputError
+
+LOCK_FILE = "recipe.lock.yaml"
+LOG_FILE = "run.log"
+WORK = ".work"
+PARTS = ("checkpoint", "onnx", "report")
+_OWNED = {LOCK_FILE, LOG_FILE, WORK, *PARTS}
+
+
+class Workspace:
+    """One output folder."""
+
+    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+        self.folder = folder
+        self.work = folder / WORK
+        self.cache = Cache(cache or self.work / "steps")
+
+    def claim(self, recipe_text: str, fresh: bool) -> bool:
+        """Make the folder this recipe's; returns whether a run of it is continued.
+
+        Raises:
+            InputError: the folder holds another recipe's output, or files that no run made.
+            OutputError: it cannot be written.
+        """
+        lock = self.folder / LOCK_FILE
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                self._clear()
+            self._refuse_foreign(recipe_text, lock)
+            continued = lock.is_file()
+            self.work.mkdir(exist_ok=True)
+            if not continued:
+                write_atomically(lock, recipe_text)
+            self.cache.prepare()
+        except OSError as error:
+            raise explain_os_error(error, self.folder) from error
+        return continued
+
+    def _refuse_foreign(self, recipe_text: str, lock: Path) -> None:
+        if lock.is_file():
+            if lock.read_text(encoding="utf-8") != recipe_text:
+                raise InputError(
+                    "the folder holds the output of another recipe",
+                    where=str(self.folder),
+                    hint=f"compare {LOCK_FILE}, choose another --output, or replace it with --fresh",
+                )
+            return
+        foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in _OWNED)
+        if foreign:
+            raise InputError(
+                f"the folder is not empty and no run made it (it holds {foreign[0]})",
+                where=str(self.folder),
+                hint="choose another --output",
+            )
+
+    def _clear(self) -> None:
+        if not (self.folder / LOCK_FILE).is_file():
+            return
+        for name in _OWNED:
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the folder: a second run in it is refused. The lock goes with the process, however it ends.
+
+        Raises:
+            InputError: another process works here.
+        """
+        import fcntl
+
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    "another process is running in this folder", where=str(self.folder), hint="wait for it to finish"
+                ) from None
+            yield
+
+    def publish(self, part: str, key: str, build: Callable[[Path], None]) -> Path:
+        """Let a part of the output appear whole under its name; an up-to-date one stays.
+
+        `key` identifies the content; it is kept beside the work, not in the part.
+        """
+        final, stamp = self.folder / part, self.work / f"{part}.key"
+        if final.is_dir() and stamp.is_file() and stamp.read_text() == key:
+            return final
+        partial, old = self.work / f"{part}.part", self.work / f"{part}.old"
+        try:
+            for path in (partial, old):
+                shutil.rmtree(path, ignore_errors=True)
+            partial.mkdir(parents=True)
+            build(partial)
+            flush_tree(partial)
+            stamp.unlink(missing_ok=True)
+            if final.exists():
+                os.rename(final, old)
+            os.rename(partial, final)
+            write_atomically(stamp, key)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise explain_os_error(error, final) from error
+        return final
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one step.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".part")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise explain_os_error(error, path) from error
+
+
+__all__ = ["LOCK_FILE", "LOG_FILE", "PARTS", "Workspace", "write_atomically"]

@@ -1,0 +1,48 @@
+"""The `latency` entry: time of one denoiser call, and the peak memory of a process that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from compress.evaluate.latency import interleaved_latency, latency_metric, speedup_metric
+from compress.evaluate.memory import measure_peak, peak_metrics
+from compress.evaluate.noise_floor import thread_count
+from compress.models.adapter import DenoiserInputs
+from compress.report.model import Artefact, Metric
+from compress.stages.evaluate.base import EvaluationContext, Findings
+from compress.stages.evaluate.settings import Latency
+
+TARGET = "compress.stages.evaluate.targets:run_once"
+
+
+def run(settings: Latency, context: EvaluationContext) -> Findings:
+    """Median time of each artefact in interleaved rounds, the speed-up over the original, and peak memory."""
+    inputs = context.adapter.example_inputs(settings.batch, device=context.device, seed=context.seed)
+    calls: dict[str, Callable[[], object]] = {artefact: _call(context, artefact, inputs) for artefact in context.subjects}
+    context.progress.note(f"latency: {settings.rounds} rounds of {', '.join(calls)}, batch {settings.batch}")
+    with thread_count(settings.threads), torch.inference_mode():
+        timings = interleaved_latency(calls, settings.rounds, warmup=2)
+    findings = Findings()
+    for artefact in context.subjects:
+        findings.metrics.append(latency_metric(timings[artefact], artefact=artefact))
+        if artefact != "reference":
+            findings.metrics.append(speedup_metric(timings["reference"], timings[artefact], artefact=artefact))
+    if settings.memory:
+        context.close()  # free memory before children need it
+        for artefact in context.subjects:
+            findings.metrics += _memory(settings, context, artefact)
+    return findings
+
+
+def _call(context: EvaluationContext, artefact: Artefact, inputs: DenoiserInputs) -> Callable[[], object]:
+    denoise = context.denoiser(artefact)
+    t = inputs.timestep.float()
+    return lambda: denoise(inputs.sample, t, inputs.condition)
+
+
+def _memory(settings: Latency, context: EvaluationContext, artefact: Artefact) -> list[Metric]:
+    arguments = {**context.subjects[artefact].launch, "batch": settings.batch, "threads": settings.threads}
+    context.progress.note(f"peak memory of {artefact}")
+    return peak_metrics([measure_peak(TARGET, arguments) for _ in range(3)], artefact=artefact)
