@@ -1,0 +1,61 @@
+"""`compress methods | formats | zoo | schema`: what there is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from compress.cli.console import print_json, text_table
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def methods(json: Json = False) -> None:
+    """Compression methods, with their citations."""
+    from compress.prune.methods import block_influence
+    from compress.quantize.methods import METHODS
+
+    rows = [("quantize", m.name, m.summary, m.citation) for m in METHODS.values()]
+    rows.append(
+        ("prune", "block_influence", "Removes the blocks that change their input least.", block_influence.CITATION)
+    )
+    if json:
+        return print_json([dict(zip(("stage", "name", "summary", "citation"), row, strict=True)) for row in rows])
+    for stage, name, summary, citation in rows:
+        print(f"{name} ({stage})\n  {summary}\n  {citation}")
+    return None
+
+
+def formats(json: Json = False) -> None:
+    """Number formats, and the kernels this machine has for them."""
+    from compress.formats import FORMATS
+    from compress.kernels.backends import BACKENDS
+
+    rows = [(f.name, f.bits, f.kind, f"{f.max_value:g}", f.citation) for f in FORMATS.values() if f.signed]
+    if json:
+        return print_json(
+            [dict(zip(("name", "bits", "kind", "largest", "citation"), row, strict=True)) for row in rows]
+        )
+    print(text_table(["format", "bits", "kind", "largest", "defined in"], rows, right=(1, 3)))
+    print(f"\nkernels, fastest first: {', '.join(backend.name for backend in BACKENDS)}")
+    return None
+
+
+def zoo(json: Json = False) -> None:
+    """Bundled models: `model: {source: zoo://NAME}`."""
+    from compress.models.zoo import ZOO
+
+    rows = [(f"zoo://{entry.name}", entry.title, entry.licence) for entry in ZOO.values()]
+    if json:
+        return print_json([dict(zip(("source", "title", "licence"), row, strict=True)) for row in rows])
+    print(text_table(["source", "model", "licence"], rows))
+    return None
+
+
+def schema() -> None:
+    """JSON Schema of the recipe, for editors."""
+    from compress.recipe.model import Recipe
+    from compress.recipe.schema import json_schema
+
+    print_json(json_schema(Recipe))

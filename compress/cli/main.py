@@ -1,0 +1,73 @@
+"""The `compress` command: parsing and printing only. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from compress.cli import catalogue, jobs, models
+from compress.errors import CompressError
+
+app = typer.Typer(
+    name="compress",
+    help="Make pretrained diffusion models small and fast after training, and prove what it cost in quality.\n\n"
+    "Exit codes: 0 done, all gates met; 1 a gate was missed; 2 the recipe or the command line is wrong; "
+    "3 it failed while running; 4 above the memory budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (jobs.run, jobs.check, models.inspect, models.sample, models.evaluate, models.export, jobs.compare):
+    app.command()(command)
+for command in (catalogue.methods, catalogue.formats, catalogue.zoo, catalogue.schema):
+    app.command()(command)
+
+
+@app.callback()
+def _options(debug: bool = typer.Option(False, "--debug", help="Show tracebacks; may stand anywhere.")) -> None:
+    """Options of every command; `main` reads them before typer does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: runs a command and exits with its documented code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    sys.exit(_run([argument for argument in given if argument != "--debug"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    import click
+
+    try:
+        result = app(args=arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 3
+    except CompressError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except MemoryError as error:
+        if debug:
+            raise
+        print(f"error: out of memory: {error}", file=sys.stderr)
+        return 4
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)", file=sys.stderr)
+        return 3
+
+
+if __name__ == "__main__":
+    main()
