@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import typer
 
@@ -20,10 +22,28 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _exits(command: Callable[..., int | None]) -> Callable[..., None]:
+    """The command as typer wants it: its exit code raised, an interruption told from a missed gate."""
+
+    @wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> None:
+        try:
+            code = command(*arguments, **options)
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues", file=sys.stderr)
+            code = 3
+        if code:
+            raise typer.Exit(code)
+
+    return wrapped
+
+
 for command in (jobs.run, jobs.check, models.inspect, models.sample, models.evaluate, models.export, jobs.compare):
-    app.command()(command)
+    app.command()(_exits(command))
 for command in (catalogue.methods, catalogue.formats, catalogue.zoo, catalogue.schema):
-    app.command()(command)
+    app.command()(_exits(command))
 
 
 @app.callback()
@@ -39,19 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str], debug: bool) -> int:
-    import click
-
     try:
-        result = app(args=arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (click.Abort, KeyboardInterrupt):
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 3
+        app(args=arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except CompressError as error:
         if debug:
             raise
@@ -67,6 +78,7 @@ def _run(arguments: list[str], debug: bool) -> int:
             raise
         print(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)", file=sys.stderr)
         return 3
+    return 0
 
 
 if __name__ == "__main__":

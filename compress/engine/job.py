@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from compress.calibration.sampler import Denoise
+from compress.calibration.sampler import Denoise, denoise_with
 from compress.checkpoint.assemble import component_name
 from compress.checkpoint.quantizer import register
 from compress.config import content_hash
@@ -102,6 +102,7 @@ def subjects(
             open=partial(_torch_denoiser, original, dtype, device),
             folder=component_folder(original.source),
             launch={"source": original.source.folder, "onnx": None},
+            load=partial(original.load, dtype=dtype, device=device),
         ),
         "checkpoint": Subject(
             artefact="checkpoint",
@@ -109,6 +110,7 @@ def subjects(
             open=partial(_torch_denoiser, reloaded, dtype, device),
             folder=checkpoint / part,
             launch={"source": str(checkpoint), "onnx": None},
+            load=partial(reloaded.load, dtype=dtype, device=device),
         ),
     }
     if onnx is not None:
@@ -124,7 +126,7 @@ def subjects(
 
 
 def _torch_denoiser(adapter: Adapter, dtype: str, device: str) -> Denoise:
-    return partial(adapter.denoise, adapter.load(dtype=dtype, device=device))
+    return denoise_with(adapter, adapter.load(dtype=dtype, device=device))
 
 
 def _onnx_denoiser(folder: Path) -> Denoise:

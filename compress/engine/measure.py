@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compress.engine.cache import Cache, Step
 from compress.engine.fingerprint import code_hash, versions
-from compress.stages.evaluate import RUNNERS, EvaluateEntry, EvaluationContext, Findings, always
+from compress.stages.evaluate import RUNNERS, EvaluateEntry, EvaluationContext, Findings, always, parity
 
 _FINDINGS = "findings.json"
 
@@ -54,22 +55,40 @@ def measure(
         locating: wraps the work on entry `number`, to give errors a place.
     """
     findings = always.run(context)
+    if "onnx" in context.subjects:
+        add(findings, _step(context, "evaluate-parity", {}, parity.run)[1])
     for number, entry in enumerate(entries):
         with locating(number):
-            step = context.steps.step(f"evaluate-{entry.kind}", _inputs(context, entry), _builder(context, entry))
-        assert isinstance(step, Step)
+            step, found = _step(context, f"evaluate-{entry.kind}", entry, partial(RUNNERS[type(entry)], entry))
         record(entry, step)
-        found = Findings.model_validate_json((step.folder / _FINDINGS).read_text())
-        findings.metrics += found.metrics
-        findings.tables += found.tables
-        findings.figures += found.figures
+        add(findings, found)
     context.close()
     return findings
 
 
-def _inputs(context: EvaluationContext, entry: EvaluateEntry) -> dict[str, Any]:
+def add(findings: Findings, more: Findings) -> None:
+    """Append what another entry found."""
+    findings.metrics += more.metrics
+    findings.tables += more.tables
+    findings.figures += more.figures
+
+
+def _step(
+    context: EvaluationContext, name: str, settings: Any, find: Callable[[EvaluationContext], Findings]
+) -> tuple[Step, Findings]:
+    """What `find` finds, found now or read back."""
+
+    def build(folder: Path) -> None:
+        (folder / _FINDINGS).write_text(find(context).model_dump_json())
+
+    step = context.steps.step(name, _inputs(context, settings), build)
+    assert isinstance(step, Step)
+    return step, Findings.model_validate_json((step.folder / _FINDINGS).read_text())
+
+
+def _inputs(context: EvaluationContext, settings: Any) -> dict[str, Any]:
     return {
-        "entry": entry,
+        "settings": settings,
         "subjects": {name: subject.key for name, subject in context.subjects.items()},
         "sampler": context.sampler,
         "conditions": context.conditions.facts,
@@ -77,11 +96,3 @@ def _inputs(context: EvaluationContext, entry: EvaluateEntry) -> dict[str, Any]:
         "seed": context.seed,
         "device": context.device,
     }
-
-
-def _builder(context: EvaluationContext, entry: EvaluateEntry) -> Callable[[Path], dict[str, Any] | None]:
-    def build(folder: Path) -> None:
-        found = RUNNERS[type(entry)](entry, context)
-        (folder / _FINDINGS).write_text(found.model_dump_json())
-
-    return build

@@ -39,7 +39,7 @@ def test_identical_statistics_are_at_distance_zero_even_when_singular() -> None:
     assert distance(dead, dead) == 0
 
 
-def test_moments_are_numpys() -> None:
+def test_moments_are_the_usual_ones() -> None:
     x = features(33)
     statistics = feature_statistics(x.float())
     torch.testing.assert_close(statistics.covariance, torch.cov(x.T), rtol=1e-5, atol=1e-6)

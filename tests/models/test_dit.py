@@ -8,6 +8,7 @@ from tiny import tiny_dit, tiny_dit_pipeline
 from compress.models.adapter import Role
 from compress.models.dit import DiTAdapter
 from compress.models.source import resolve
+from compress.models.zoo.digits_dit import SCHEDULER_CONFIG
 
 BLOCK_ROLES = {
     "norm1.emb.timestep_embedder.linear_1": Role.TIME_EMBEDDING,
@@ -106,4 +107,5 @@ def test_inputs_repeat_by_seed_and_exist_on_meta(adapter: DiTAdapter) -> None:
 
 def test_noise_schedule(adapter: DiTAdapter) -> None:
     schedule = adapter.noise_schedule()
-    assert (schedule.prediction, schedule.train_timesteps) == ("epsilon", 1000)
+    expected = (SCHEDULER_CONFIG["prediction_type"], SCHEDULER_CONFIG["num_train_timesteps"])
+    assert (schedule.prediction, schedule.train_timesteps) == expected

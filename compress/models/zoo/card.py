@@ -46,7 +46,9 @@ def score(pipeline: Any, n: int, steps: int, guidance: float = 1.5, seed: int = 
     return Score(float((found == labels).double().mean()), n, steps, guidance)
 
 
-def write_card(model: Any, folder: Path, scheduler_config: Mapping[str, Any], facts: Mapping[str, Any], n: int) -> Score:
+def write_card(
+    model: Any, folder: Path, scheduler_config: Mapping[str, Any], facts: Mapping[str, Any], n: int
+) -> Score:
     """Write the pipeline folder of a trained model with samples.png and README.md; returns its main score."""
     from diffusers import DDIMScheduler
 
@@ -75,7 +77,7 @@ def save_grid(images: Tensor, path: Path, columns: int = 10, scale: int = 4) -> 
 def card_text(facts: Mapping[str, Any], scores: list[Score], parameters: int) -> str:
     """The model card."""
     rows = "\n".join(f"| {s.steps} | {s.guidance:g} | {s.n} | {100 * s.accuracy:.1f} % |" for s in scores)
-    settings = json.dumps(facts["settings"], indent=2)
+    settings, drop = json.dumps(facts["settings"], indent=2), 100 * facts["settings"]["label_dropout"]
     return f"""# digits-dit
 
 A class-conditional diffusion transformer on 16x16 handwritten digits, trained by this project so that compression can
@@ -86,10 +88,9 @@ be tried and tested on a real model without a download.
 - Class: diffusers `DiTTransformer2DModel`, {parameters / 1e6:.2f} M distinct parameters; every block holds an
   identical copy of the timestep and label embedder, as converted DiT-XL/2 does. Stored in float16.
 - Data: MNIST, training split (60,000 digits), padded to 32x32 and averaged over 2x2 pixels.
-- Objective: epsilon prediction, cosine schedule (squaredcos_cap_v2), min-SNR weighting (gamma
-  {facts["settings"]["min_snr"]:g}), 10 % of the labels dropped.
-- Training: {facts["step"]} steps of {facts["settings"]["batch"]} images, {facts["seconds"] / 60:.0f} minutes on
-  {facts["machine"]}; the moving average of the weights ships.
+- Objective: v prediction (Salimans and Ho 2022), cosine schedule (squaredcos_cap_v2), {drop:.0f} % of the labels
+  dropped.
+- Training: {facts["history"]}; the moving average of the weights ships.
 
 | DDIM steps | guidance | images | class accuracy |
 | ---: | ---: | ---: | ---: |
@@ -97,9 +98,9 @@ be tried and tested on a real model without a download.
 
 Class accuracy is the share of images that the bundled `digits-classifier` takes for the class asked for.
 
-Command, resumable from its own state in `runs/digits-dit`:
+Command, resumable from its own state in the folder of `--output`:
 
-    python -m compress.models.zoo.train digits-dit --data mnist.npz --output runs/digits-dit --bundle FOLDER
+    {facts["command"]}
 
 <details><summary>Settings</summary>
 

@@ -27,7 +27,7 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
     "prediction_type": "v_prediction",
-    "clip_sample": True,
+    "clip_sample": False,  # clipping the image but not the noise beside it spoils guided sampling (docs/decisions.md)
     "timestep_spacing": "leading",
 }
 

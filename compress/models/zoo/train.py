@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -185,29 +186,34 @@ def train_digits_dit(
     return trainer
 
 
-def bundle(trainer: DenoiserTrainer, output: Path, folder: Path, machine: str, n: int) -> None:
+def bundle(trainer: DenoiserTrainer, given: dict[str, Any]) -> None:
     """Write the model's moving average as a bundled model with its card."""
     from compress.models.zoo import digits_dit
     from compress.models.zoo.card import write_card
 
+    folder, machine, before = given["bundle"], given["machine"], given["before"]
     trainer.ema.copy_to(trainer.parameters)
-    with safe_open(output / _STATE_FILE, "pt") as file:
+    with safe_open(given["output"] / _STATE_FILE, "pt") as file:
         facts = json.loads(file.metadata()["training"])
-    facts["machine"] = machine
-    result = write_card(trainer.model.eval(), folder, digits_dit.SCHEDULER_CONFIG, facts, n)
+    steps, minutes = facts["step"], facts["seconds"] / 60
+    batch = facts["settings"]["batch"]
+    facts["history"] = f"{before}{steps:,} steps of {batch} images, {minutes:.0f} minutes on {machine}"
+    facts["command"] = "python -m compress.models.zoo.train " + " ".join(sys.argv[1:])
+    result = write_card(trainer.model.eval(), folder, digits_dit.SCHEDULER_CONFIG, facts, given["bundle_images"])
     print(f"{folder}: class accuracy {100 * result.accuracy:.1f} % (DDIM {result.steps} steps, n = {result.n})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["digits-dit"])
-    parser.add_argument("--data", default=MNIST_ID, help="an .npz with x_train, y_train, x_test, y_test, or a datasets id")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the training state; continued if it exists")
+    parser.add_argument("--data", default=MNIST_ID, help=".npz with x_train, y_train, x_test, y_test, or a datasets id")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the training state, continued if there")
     parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--init", type=Path, help="folder of an earlier training state whose averaged weights to start from")
+    parser.add_argument("--init", type=Path, help="folder of an earlier training, to start from its average")
     parser.add_argument("--bundle", type=Path, help="when trained, write the model, its card and its score here")
     parser.add_argument("--bundle-images", type=int, default=2000, help="images the score is measured on")
     parser.add_argument("--machine", default="2 CPU cores", help="words for the card")
+    parser.add_argument("--before", default="", help="words for the card about the training that --init came from")
     for name, value in asdict(TrainSettings()).items():
         kind = (lambda text: text.lower() in ("1", "true", "yes")) if isinstance(value, bool) else type(value)
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value)
@@ -215,7 +221,7 @@ def main() -> None:
     settings = TrainSettings(**{name: given[name] for name in asdict(TrainSettings())})
     trainer = train_digits_dit(given["data"], given["output"], settings, given["save_every"], given["init"])
     if given["bundle"] is not None:
-        bundle(trainer, given["output"], given["bundle"], given["machine"], given["bundle_images"])
+        bundle(trainer, given)
 
 
 if __name__ == "__main__":

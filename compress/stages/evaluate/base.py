@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from compress.calibration.conditions import Conditions
 from compress.calibration.sampler import Denoise, Sampler
@@ -55,6 +56,7 @@ class Subject:
         open: loads it and returns its denoiser.
         folder: the component's folder, or that of the ONNX file.
         launch: what a child process needs to load it: keyword arguments of `targets.run_once`.
+        load: the torch module itself; None for ONNX.
     """
 
     artefact: Artefact
@@ -62,6 +64,7 @@ class Subject:
     open: Callable[[], Denoise]
     folder: Path
     launch: Mapping[str, Any]
+    load: Callable[[], nn.Module] | None = None
 
 
 @dataclass

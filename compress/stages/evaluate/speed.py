@@ -20,7 +20,9 @@ TARGET = "compress.stages.evaluate.targets:run_once"
 def run(settings: Latency, context: EvaluationContext) -> Findings:
     """Median time of each artefact in interleaved rounds, the speed-up over the original, and peak memory."""
     inputs = context.adapter.example_inputs(settings.batch, device=context.device, seed=context.seed)
-    calls: dict[str, Callable[[], object]] = {artefact: _call(context, artefact, inputs) for artefact in context.subjects}
+    calls: dict[str, Callable[[], object]] = {
+        artefact: _call(context, artefact, inputs) for artefact in context.subjects
+    }
     context.progress.note(f"latency: {settings.rounds} rounds of {', '.join(calls)}, batch {settings.batch}")
     with thread_count(settings.threads), torch.inference_mode():
         timings = interleaved_latency(calls, settings.rounds, warmup=2)
