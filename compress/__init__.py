@@ -1,9 +1,9 @@
 """Make pretrained diffusion models small and fast after training, and prove what it cost in quality.
 
-    import compress
+import compress
 
-    outcome = compress.run("recipes/digits-dit-w8a8.yaml", output="runs/digits-dit-w8a8")
-    model = compress.load("runs/digits-dit-w8a8/checkpoint")
+outcome = compress.run("recipes/digits-dit-w8a8.yaml", output="runs/digits-dit-w8a8")
+model = compress.load("runs/digits-dit-w8a8/checkpoint")
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Makes diffusers know us: after `import compress.diffusers` it loads compressed components and our pipelines.
 
-    import compress.diffusers
-    from diffusers import DiffusionPipeline, DiTTransformer2DModel
+import compress.diffusers
+from diffusers import DiffusionPipeline, DiTTransformer2DModel
 
-    pipe = DiffusionPipeline.from_pretrained("OUT/checkpoint")
-    denoiser = DiTTransformer2DModel.from_pretrained("OUT/checkpoint", subfolder="transformer")
+pipe = DiffusionPipeline.from_pretrained("OUT/checkpoint")
+denoiser = DiTTransformer2DModel.from_pretrained("OUT/checkpoint", subfolder="transformer")
 """
 
 from __future__ import annotations

@@ -40,9 +40,11 @@ def _exits(command: Callable[..., int | None]) -> Callable[..., None]:
     return wrapped
 
 
-for command in (jobs.run, jobs.check, models.inspect, models.sample, models.evaluate, models.export, jobs.compare):
-    app.command()(_exits(command))
-for command in (catalogue.methods, catalogue.formats, catalogue.zoo, catalogue.schema):
+_COMMANDS: tuple[Callable[..., int | None], ...] = (
+    *(jobs.run, jobs.check, models.inspect, models.sample, models.evaluate, models.export, jobs.compare),
+    *(catalogue.methods, catalogue.formats, catalogue.zoo, catalogue.schema),
+)
+for command in _COMMANDS:
     app.command()(_exits(command))
 
 

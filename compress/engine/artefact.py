@@ -35,7 +35,7 @@ class SampleRequest(NamedTuple):
     """What to draw: `labels` take turns; None means every class."""
 
     sampler: Sampler
-    count: int
+    images: int
     seed: int
     labels: tuple[int, ...] | None
 
@@ -86,10 +86,10 @@ def draw_grid(name: str, request: SampleRequest, output: Path) -> None:
 
     adapter, denoise = open_artefact(name)
     conditions = default_conditions(adapter, request.labels)
-    draw = Draw(request.count, adapter.sample_shape(), request.seed, 0, 64, pick_device("auto"))
+    draw = Draw(request.images, adapter.sample_shape(), request.seed, 0, 64, pick_device("auto"))
     scheduler = make_scheduler(request.sampler, scheduler_config(adapter.source))
     images = sample_batches(denoise, scheduler, request.sampler, conditions, draw)
-    png = base64.b64decode(sample_grid_png(images, min(10, request.count)))
+    png = base64.b64decode(sample_grid_png(images, min(10, request.images)))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(png)

@@ -57,10 +57,19 @@ def run_recipe(loaded: LoadedRecipe, options: RunOptions) -> Outcome:
             onnx = run.onnx(checkpoint)
             findings = evaluate_run(run, checkpoint, onnx)
             report = make_report(run, findings)
-            run.workspace.publish("report", content_hash(report), partial(write_report, report))
+            write_published_report(run, report)
         finally:
             run.progress.finish()
     return Outcome(report, options.output)
+
+
+def write_published_report(run: Run, report: Report) -> None:
+    """OUT/report, published whole."""
+
+    def build(folder: Path) -> None:
+        write_report(report, folder)
+
+    run.workspace.publish("report", content_hash(report), build)
 
 
 def evaluate_run(run: Run, checkpoint: Path, onnx: Path | None) -> Findings:

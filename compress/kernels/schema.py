@@ -5,10 +5,10 @@
 Weights. `codes` is uint8 `[n, k_blocks, block_bytes]`: row-major output channels, blocks of `block_size` consecutive
 input positions, codes packed least significant bits first (low nibble first for 4 bits, onnxruntime's MatMulNBits
 layout), the last block padded with zero codes. `k_blocks = ceil(k / block_size)`;
-`block_bytes = ceil(block_size * bits / 8)`. Without `table` a code u means the integer `u - z`, where z is the zero point
-of its block, `2**(bits - 1)` when `zero_points` is absent. With `table` (float32, `2**bits` entries) it means `table[u]`.
-The weight is that value times its block's scale. `scales` and `zero_points` broadcast against `[n, k_blocks]`: `[1, 1]`
-per tensor, `[n, 1]` per channel, `[n, k_blocks]` per group.
+`block_bytes = ceil(block_size * bits / 8)`. Without `table` a code u means the integer `u - z`, where z is the zero
+point of its block, `2**(bits - 1)` when `zero_points` is absent. With `table` (float32, `2**bits` entries) it means
+`table[u]`. The weight is that value times its block's scale. `scales` and `zero_points` broadcast against
+`[n, k_blocks]`: `[1, 1]` per tensor, `[n, 1]` per channel, `[n, k_blocks]` per group.
 
 Activations. `act_format` is `none` (float) or a format name (`int8`, `uint8`, `int4`, `uint4`, `fp8_e4m3`, …). With
 `act_scale` absent each row (all positions of one token; for convolutions one image) gets its own scale, its largest

@@ -134,7 +134,7 @@ class Adapter(Protocol):
         ...
 
     def denoise(self, model: Any, sample: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """Raw prediction `[b, c, h, w]` of one forward; `timestep` `[b]` is float or int; learned sigmas are cut off."""
+        """Raw prediction `[b, c, h, w]` of one forward; `timestep` `[b]` float or int; learned sigmas are cut off."""
         ...
 
     def noise_schedule(self) -> NoiseSchedule:

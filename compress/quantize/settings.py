@@ -65,9 +65,7 @@ class ActivationSettings(Config):
 
     format: ActivationFormatName = Field("none", description="Number format of a layer's input; none for weight-only.")
     granularity: Literal["token", "tensor"] = Field("token", description="What shares one scale.")
-    mode: Literal["dynamic", "static"] = Field(
-        "dynamic", description="Scale found at run time or from the trajectory."
-    )
+    mode: Literal["dynamic", "static"] = Field("dynamic", description="Scale found at run time or from the trajectory.")
     symmetric: bool = Field(True, description="False: unsigned codes with a zero point (static, int8 and int4).")
     observer: ObserverSettings = Field(MinMax(), description="How a static range is found.")
 

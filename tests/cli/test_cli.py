@@ -162,7 +162,8 @@ def test_check_on_dit_xl_2_is_quick_and_small() -> None:
     """Configuration only: under 10 s and 1 GB (measured by the kernel)."""
     code = (
         "import resource, sys, time\nstart = time.monotonic()\nfrom compress.cli.main import main\n"
-        "try:\n    main(['check', 'recipes/dit-xl-2-w4a8.yaml'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "try:\n    main(['check', 'recipes/dit-xl-2-w4a8.yaml'])\n"
+        "except SystemExit as stop:\n    assert not stop.code\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
         "print('cpu', time.process_time(), 'bytes', peak)"
     )
@@ -201,7 +202,9 @@ def test_sample_and_compare(capsys, recipe_file, tmp_path: Path) -> None:
     call(capsys, "run", recipe_file(), "--output", tmp_path / "a")
     call(capsys, "run", recipe_file(file="b.yaml", name="other", seed=1), "--output", tmp_path / "b")
     grid = tmp_path / "grid.png"
-    code, _, _ = call(capsys, "sample", tmp_path / "a", "--output", grid, "--steps", 2, "--count", 4, "--classes", "1,2")
+    code, _, _ = call(
+        capsys, "sample", tmp_path / "a", "--output", grid, "--steps", 2, "--count", 4, "--classes", "1,2"
+    )
     assert code == 0
     assert grid.read_bytes().startswith(b"\x89PNG")
     code, out, _ = call(capsys, "compare", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "c")

@@ -155,7 +155,9 @@ def test_a_killed_run_continues_to_the_same_bytes(recipe_file, tmp_path: Path, m
     command = [sys.executable, "-m", "compress", "run", str(path), "--output"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(undisturbed)], check=True, capture_output=True, env=environment)
-    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        [*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     while process.poll() is None and not list((killed / ".work" / "steps").glob(marker)):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

@@ -10,7 +10,7 @@ def test_the_same_recipe_continues_and_another_is_refused(tmp_path: Path) -> Non
     workspace = Workspace(tmp_path / "out")
     assert workspace.claim("name: a\n", fresh=False) is False
     assert workspace.claim("name: a\n", fresh=False) is True
-    with pytest.raises(InputError, match="output of another recipe .*--fresh"):
+    with pytest.raises(InputError, match=r"output of another recipe .*--fresh"):
         workspace.claim("name: b\n", fresh=False)
     assert workspace.claim("name: b\n", fresh=True) is False
 
