@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo reports test lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "compress needs Python 3.11 or 3.12; set PYTHON=python3.11")'
@@ -19,6 +19,13 @@ demo: $(STAMP)
 	$(BIN)/compress run recipes/digits-dit-w8a8.yaml --output $(DEMO)/digits-dit-w8a8 --cache $(DEMO)/cache
 	$(BIN)/compress run recipes/digits-dit-w4a8.yaml --output $(DEMO)/digits-dit-w4a8 --cache $(DEMO)/cache
 	$(BIN)/compress compare $(DEMO)/digits-dit-w8a8 $(DEMO)/digits-dit-w4a8 --output $(DEMO)/comparison
+
+# Copy the demo's reports to where they are committed.
+reports: demo
+	for name in digits-dit-w8a8 digits-dit-w4a8; do \
+	  mkdir -p reports/$$name && cp $(DEMO)/$$name/report/report.json $(DEMO)/$$name/report/report.md reports/$$name/; \
+	done
+	cp $(DEMO)/comparison/comparison.md $(DEMO)/comparison/comparison.json reports/
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
