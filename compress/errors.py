@@ -6,6 +6,9 @@ Exit codes (ARCHITECTURE section 7): 0 done, 1 a gate was missed, 2 the recipe o
 
 from __future__ import annotations
 
+import errno
+import shutil
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -78,6 +81,15 @@ class RunError(CompressError):
 
 class OutputError(RunError):
     """The output cannot be written: disk full, no permission."""
+
+
+def explain_os_error(error: OSError, where: Path) -> OutputError:
+    """The sentence for an I/O error while writing below `where`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        there = next((folder for folder in (where, *where.absolute().parents) if folder.exists()), Path())
+        text = f"the disk is full ({shutil.disk_usage(there).free / 1e6:.0f} MB free)"
+        return OutputError(text, where=str(where), hint="free some space; the same command continues")
+    return OutputError(f"cannot write: {error.strerror or error}", where=str(where))
 
 
 class ExportError(RunError):

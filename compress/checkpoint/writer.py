@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Self
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.errors import OutputError
+from compress.errors import explain_os_error
 
 BASE = "diffusion_pytorch_model"
 SINGLE = f"{BASE}.safetensors"
@@ -45,11 +48,12 @@ class ShardWriter:
         try:
             save_file(dict(sorted(self.pending.items())), path, metadata={"format": "pt"})
         except OSError as error:
-            raise OutputError(f"cannot write: {error.strerror or error}", where=str(path)) from error
-        except Exception as error:  # safetensors wraps I/O errors, a full disk among them, in its own class
-            if "I/O" in str(error) or "space" in str(error):
-                raise OutputError(f"cannot write: {error}", where=str(path), hint="free some space") from error
-            raise
+            raise explain_os_error(error, self.folder) from error
+        except SafetensorError as error:  # wraps I/O errors as text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise explain_os_error(OSError(int(number[1]), os.strerror(int(number[1]))), self.folder) from error
         self.shards.append(sorted(self.pending))
         self.pending, self.pending_bytes = {}, 0
 

@@ -94,7 +94,7 @@ def compare(
     else:
         _print_comparison(runs)
         if output is not None:
-            print(f"comparison: {output / 'comparison.html'}")
+            print(f"report: {output / 'comparison.html'}")
     return 0
 
 

@@ -18,7 +18,7 @@ from compress.engine.job import judge_of, subjects
 from compress.engine.measure import KeyedSteps, measure
 from compress.engine.progress import ConsoleProgress
 from compress.engine.run import pick_device, source_hash
-from compress.errors import InputError
+from compress.errors import InputError, explain_os_error
 from compress.evaluate.machine import machine_facts
 from compress.models.adapter import Adapter
 from compress.models.layout import scheduler_config
@@ -81,7 +81,6 @@ def draw_grid(name: str, request: SampleRequest, output: Path) -> None:
     """
     import base64
 
-    from compress.engine.cache import explain_os_error
     from compress.report.figures import sample_grid_png
 
     adapter, denoise = open_artefact(name)

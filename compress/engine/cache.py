@@ -6,7 +6,6 @@ renamed. A process killed at any moment leaves at most rubbish under `tmp/`, whi
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compress.config import canonical_json, content_hash
-from compress.errors import OutputError
+from compress.errors import explain_os_error
 
 _DONE = "step.json"
 _DATA = "data"
@@ -36,15 +35,6 @@ def flush_tree(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def explain_os_error(error: OSError, where: Path) -> OutputError:
-    """The sentence for an I/O error while writing."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(where if where.exists() else where.anchor or ".").free
-        text = f"the disk is full ({free / 1e6:.0f} MB free)"
-        return OutputError(text, where=str(where), hint="free some space; the same command continues")
-    return OutputError(f"cannot write: {error.strerror or error}", where=str(where))
 
 
 def _alive(pid: str) -> bool:

@@ -147,7 +147,7 @@ class Run:
 
         step = self.steps.step(f"stage-{number}-{stage.kind}", inputs, build)
         self.record(stage.kind, stage.model_dump(mode="json", exclude_none=True), step, step.result["facts"])
-        return Component(stage_adapter(step.folder, self.original), step.key)
+        return Component(stage_adapter(step.folder), step.key)
 
     def record(self, kind: str, settings: dict[str, object], step: Step, facts: dict[str, Any] | None = None) -> None:
         """Remember a step for the report, and say that it is done."""
@@ -205,8 +205,8 @@ class Run:
         return self.workspace.publish("onnx", step.key, lambda folder: link_tree(step.folder, folder))
 
 
-def stage_adapter(folder: Path, original: Adapter) -> Adapter:
-    """Adapter of a stage's component, which lies bare in its folder and has the original pipeline's scheduler."""
+def stage_adapter(folder: Path) -> Adapter:
+    """Adapter of a stage's component, which lies bare in its folder; noise levels stay the original's business."""
     register()
     return open_adapter(resolve(str(folder)))
 

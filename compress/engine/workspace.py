@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.engine.cache import Cache, explain_os_error, flush_tree
-from compress.errors import InputError
+from compress.engine.cache import Cache, flush_tree
+from compress.errors import InputError, explain_os_error
 
 LOCK_FILE = "recipe.lock.yaml"
 LOG_FILE = "run.log"

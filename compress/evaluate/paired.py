@@ -18,7 +18,7 @@ MAX_PSNR = 200.0
 """dB given to identical images, whose PSNR is infinite; one rounding of one bright float32 pixel in 16x16 is 174 dB."""
 
 _POOLED = {"of": "mean_mse"}
-_WINDOW, _SIGMA = 11, 1.5
+WINDOW, _SIGMA = 11, 1.5
 _CHUNK = 16  # images in float64 at a time
 _C1, _C2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
 
@@ -51,9 +51,9 @@ def ssim_per_image(reference: Tensor, images: Tensor) -> Tensor:
     """
     _check(reference, images)
     height, width = images.shape[-2:]
-    if min(height, width) < _WINDOW:
+    if min(height, width) < WINDOW:
         raise InputError(
-            f"SSIM needs images of at least {_WINDOW}x{_WINDOW} pixels, got {height}x{width}", hint="use PSNR"
+            f"SSIM needs images of at least {WINDOW}x{WINDOW} pixels, got {height}x{width}", hint="use PSNR"
         )
     return torch.cat([_ssim_chunk(x, y) for x, y in _chunks(reference, images)])
 
@@ -78,7 +78,7 @@ def _ssim_chunk(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gaussian_window() -> Tensor:
-    offsets = torch.arange(_WINDOW, dtype=torch.float64) - (_WINDOW - 1) / 2
+    offsets = torch.arange(WINDOW, dtype=torch.float64) - (WINDOW - 1) / 2
     weights = torch.exp(-offsets.square() / (2 * _SIGMA**2))
     return (weights / weights.sum())[None, None]  # 1 1 11
 

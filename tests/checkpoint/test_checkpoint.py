@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compress.api import load, run
@@ -17,7 +18,7 @@ from compress.checkpoint.accounting import PlannedTensor, file_bytes
 from compress.checkpoint.load import read_manifest
 from compress.checkpoint.quantization_config import from_config, to_config
 from compress.checkpoint.writer import ShardWriter
-from compress.errors import CheckpointError
+from compress.errors import CheckpointError, OutputError
 from compress.formats import WeightSpec
 from compress.quantize.spec import ActivationSpec, LayerSpec
 
@@ -81,6 +82,7 @@ def test_a_new_process_gives_the_same_bits(checkpoint: Path, tmp_path: Path) -> 
     code = f"""
 import compress.diffusers, torch
 from diffusers import DiTTransformer2DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 model = DiTTransformer2DModel.from_pretrained({str(checkpoint)!r}, subfolder="transformer")
 assert not model.training
@@ -212,3 +214,22 @@ def test_file_bytes_are_exact(tmp_path: Path, dtypes: list[torch.dtype]) -> None
     save_file(state, tmp_path / "x.safetensors", metadata={"format": "pt"})
     planned = [PlannedTensor(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()]
     assert file_bytes(planned) == (tmp_path / "x.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(28, "No space left on device"), r"the disk is full \(\d+ MB free\)"),
+        (SafetensorError("Error while serializing: I/O error: No space left (os error 28)"), "the disk is full"),
+        (PermissionError(13, "Permission denied"), "cannot write: Permission denied"),
+    ],
+)
+def test_write_errors_are_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("compress.checkpoint.writer.save_file", fail)
+    with pytest.raises(OutputError, match=sentence), ShardWriter(tmp_path) as writer:
+        writer.add("a", torch.zeros(3))

@@ -166,3 +166,43 @@ def test_a_killed_run_continues_to_the_same_bytes(recipe_file, tmp_path: Path, m
     done = subprocess.run([*command, str(killed)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert hashes(killed) == hashes(undisturbed)
+
+
+def test_onnx_is_exported_measured_and_in_parity(recipe_file, tmp_path: Path) -> None:
+    path = recipe_file(
+        export={"onnx": {"operators": "compress"}},
+        evaluate=[
+            {"kind": "noise_error", "n": 24, "bands": 3},
+            {"kind": "latency", "batch": 2, "threads": 1, "rounds": 3},
+        ],
+    )
+    outcome = run(path, output=tmp_path / "out")
+    report = outcome.report
+    assert (tmp_path / "out" / "onnx" / "transformer" / "model.onnx").is_file()
+    error = report.find("onnx_error", "onnx")
+    assert error is not None
+    table = next(table for table in report.tables if table.title == "ONNX parity")
+    assert "Kept." in table.note
+    worst = report.find("onnx_error", "onnx", of="worst operator")
+    assert worst is not None
+    assert worst.value <= 1e-5
+    for artefact in ("reference", "checkpoint", "onnx"):
+        for name in ("latency_ms", "peak_rss_mb", "size_bytes"):
+            metric = report.find(name, artefact)
+            assert metric is not None, (name, artefact)
+            assert metric.value > 0
+    assert report.find("bops", "checkpoint").value < report.find("bops", "reference").value
+
+
+def test_a_checkpoint_can_be_measured_and_exported_later(recipe_file, tmp_path: Path, dit_folder: Path) -> None:
+    from compress.engine.artefact import evaluate_artefact, export_artefact, open_artefact
+
+    run(recipe_file(evaluate=[]), output=tmp_path / "out")
+    result = export_artefact(str(tmp_path / "out"), tmp_path / "out" / "onnx", 21)
+    assert result.nodes_by_operator["QMatMul"] > 10
+    report = evaluate_artefact(tmp_path / "out", str(dit_folder), tmp_path / "evaluation", 16, quiet=True)
+    assert {metric.artefact for metric in report.metrics} == {"reference", "checkpoint", "onnx"}
+    assert (tmp_path / "evaluation" / "report" / "report.html").is_file()
+    opened = open_artefact(str(tmp_path / "out" / "onnx"))
+    inputs = opened.adapter.example_inputs(2)
+    assert opened.denoise(inputs.sample, inputs.timestep.float(), inputs.condition).shape == inputs.sample.shape

@@ -9,7 +9,7 @@ from compress.evaluate.accuracy import class_accuracy, class_accuracy_drop
 from compress.evaluate.frechet import frechet_distance, frechet_floor, frechet_increase
 from compress.evaluate.kid import kid
 from compress.evaluate.noise_floor import psnr_floor, run_twice
-from compress.evaluate.paired import psnr, ssim
+from compress.evaluate.paired import WINDOW, psnr, ssim
 from compress.models.zoo.classifier import (
     Judgement,
     classifier_folder,
@@ -40,7 +40,8 @@ def run_paired(settings: Paired, context: EvaluationContext) -> Findings:
         found = images(context, artefact, _count(settings, artefact))
         same = reference[: len(found)]
         findings.metrics += psnr(same, found, artefact=artefact, seed=context.seed)
-        findings.metrics.append(ssim(same, found, artefact=artefact, seed=context.seed))
+        if min(found.shape[-2:]) >= WINDOW:  # SSIM's window does not fit into smaller images
+            findings.metrics.append(ssim(same, found, artefact=artefact, seed=context.seed))
         rows[artefact] = found[:SHOWN]
     runs = run_twice(lambda: draw_images(context, "reference", FLOOR_IMAGES))
     findings.metrics += psnr_floor(runs, seed=context.seed)
