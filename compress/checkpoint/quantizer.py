@@ -38,9 +38,8 @@ def _differences(loaded: set[str], expected: set[str], where: str) -> None:
 
 
 @cache
-def quantizer_classes() -> tuple[type[Any], type[Any]]:
-    """(config class, quantizer class), built on first use because their bases live in diffusers."""
-    from diffusers.quantizers.base import DiffusersQuantizer
+def config_class() -> type[Any]:
+    """The quantization config diffusers reads ours into; made on first use because its base lives in diffusers."""
     from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
     class CompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -56,6 +55,14 @@ def quantizer_classes() -> tuple[type[Any], type[Any]]:
 
         def to_diff_dict(self) -> dict[str, Any]:
             return self.to_dict()
+
+    return CompressConfig
+
+
+@cache
+def quantizer_class() -> type[Any]:
+    """The quantizer; made on first use because its base lives in diffusers."""
+    from diffusers.quantizers.base import DiffusersQuantizer
 
     class CompressQuantizer(DiffusersQuantizer):  # type: ignore[misc]
         """Loads packed layers; scales keep their stored type whatever `torch_dtype` is asked for."""
@@ -109,13 +116,12 @@ def quantizer_classes() -> tuple[type[Any], type[Any]]:
         def is_trainable(self) -> bool:
             return False
 
-    return CompressConfig, CompressQuantizer
+    return CompressQuantizer
 
 
 def register() -> None:
     """Teach diffusers to load compressed components; calling it again changes nothing."""
     from diffusers.quantizers import auto
 
-    config, quantizer = quantizer_classes()
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = config
-    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = quantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = config_class()
+    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = quantizer_class()
