@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The main job, twice: the bundled model with 8-bit and with 4-bit weights, measured and compared.
 demo: $(STAMP)
-	$(BIN)/compress run recipes/digits-dit-w8a8.yaml --output $(DEMO)/digits-dit-w8a8 --cache $(DEMO)/cache
-	$(BIN)/compress run recipes/digits-dit-w4a8.yaml --output $(DEMO)/digits-dit-w4a8 --cache $(DEMO)/cache
+	$(BIN)/compress run recipes/digits-dit-w8a8.yaml --fresh --output $(DEMO)/digits-dit-w8a8 --cache $(DEMO)/cache
+	$(BIN)/compress run recipes/digits-dit-w4a8.yaml --fresh --output $(DEMO)/digits-dit-w4a8 --cache $(DEMO)/cache
 	$(BIN)/compress compare $(DEMO)/digits-dit-w8a8 $(DEMO)/digits-dit-w4a8 --output $(DEMO)/comparison
 
 # Copy the demo's reports to where they are committed.

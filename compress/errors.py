@@ -7,6 +7,8 @@ Exit codes (ARCHITECTURE section 7): 0 done, 1 a gate was missed, 2 the recipe o
 from __future__ import annotations
 
 import errno
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -81,6 +83,14 @@ class RunError(CompressError):
 
 class OutputError(RunError):
     """The output cannot be written: disk full, no permission."""
+
+
+def os_error_of(error: BaseException) -> OSError | None:
+    """The I/O error that an exception is, or that its text tells of: safetensors wraps them as `… (os error 28)`."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return None if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def explain_os_error(error: OSError, where: Path) -> OutputError:

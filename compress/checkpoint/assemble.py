@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from compress.models.adapter import ModelSource
+from compress.models.layout import scheduler_config
 
 MANIFEST = "manifest.json"
 
 
-def link_tree(source: Path, destination: Path) -> None:
-    """Copy a folder by hard links where the file system allows it: no second copy of large files."""
+def copy_tree(source: Path, destination: Path) -> None:
+    """Copy a folder's files, following links. No hard links: what a user does to the copy must not reach the source."""
     for path in sorted(source.rglob("*")):
         target = destination / path.relative_to(source)
         if path.is_dir():
             target.mkdir(parents=True, exist_ok=True)
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        link_file(path, target)
-
-
-def link_file(source: Path, target: Path) -> None:
-    """One hard link, or a copy where links are not possible (another file system, a link to follow)."""
-    if source.is_symlink():
-        shutil.copyfile(source, target)
-        return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def component_name(source: ModelSource) -> str:
@@ -49,15 +38,29 @@ def assemble_checkpoint(source: ModelSource, component: Path, folder: Path, mani
     Only the component folders that model_index.json names are taken over, not whatever else lies beside them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = component_name(source)
-    root = Path(source.folder)
+    name, root = component_name(source), Path(source.folder)
     index = root / "model_index.json"
     if source.denoiser and index.is_file():
         shutil.copyfile(index, folder / index.name)
         for part in json.loads(index.read_text()):
             if not part.startswith("_") and part != name and (root / part).is_dir():
-                link_tree(root / part, folder / part)
+                copy_tree(root / part, folder / part)
+    else:
+        _write_index(source, name, folder)
     (folder / name).mkdir()
-    link_tree(component, folder / name)
+    copy_tree(component, folder / name)
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     (folder / name / MANIFEST).write_text(text)
+
+
+def _write_index(source: ModelSource, name: str, folder: Path) -> None:
+    """model_index.json and scheduler/ for a source that has no folder of its own for the denoiser."""
+    config = scheduler_config(source)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    index = {
+        "_class_name": "DiffusionPipeline",
+        name: [source.library, source.denoiser_class],
+        "scheduler": ["diffusers", config.get("_class_name")],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from compress.errors import explain_os_error
+from compress.errors import explain_os_error, os_error_of
 
 BASE = "diffusion_pytorch_model"
 SINGLE = f"{BASE}.safetensors"
@@ -47,13 +45,11 @@ class ShardWriter:
         path = self.folder / f"{BASE}.part{len(self.shards):05d}"
         try:
             save_file(dict(sorted(self.pending.items())), path, metadata={"format": "pt"})
-        except OSError as error:
-            raise explain_os_error(error, self.folder) from error
-        except SafetensorError as error:  # wraps I/O errors as text
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
+        except (OSError, SafetensorError) as error:
+            reason = os_error_of(error)
+            if reason is None:
                 raise
-            raise explain_os_error(OSError(int(number[1]), os.strerror(int(number[1]))), self.folder) from error
+            raise explain_os_error(reason, self.folder) from error
         self.shards.append(sorted(self.pending))
         self.pending, self.pending_bytes = {}, 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -65,22 +66,22 @@ def _run(arguments: list[str], debug: bool) -> int:
         app(args=arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
-    except CompressError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except MemoryError as error:
-        if debug:
-            raise
-        print(f"error: out of memory: {error}", file=sys.stderr)
-        return 4
     except Exception as error:
         if debug:
-            raise
-        print(f"error: {type(error).__name__}: {error} (this is a bug; --debug shows where)", file=sys.stderr)
-        return 3
+            traceback.print_exc()
+        return _explain(error)
     return 0
+
+
+def _explain(error: Exception) -> int:
+    """Print one sentence for an error; returns the exit code."""
+    text, code = f"{type(error).__name__}: {error} (this is a bug; --debug shows where)", 3
+    if isinstance(error, CompressError):
+        text, code = str(error), error.exit_code
+    elif isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        text, code = f"out of memory: {error}", 4
+    print(f"error: {text}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -67,18 +67,22 @@ def sample(
     count: Annotated[int, typer.Option("--count", min=1, help="Images.")] = 20,
     sampler: Annotated[str, typer.Option("--sampler", help="Scheduler by its short name.")] = "ddim",
     steps: Annotated[int, typer.Option("--steps", min=1)] = 20,
-    guidance: Annotated[float, typer.Option("--guidance", min=0)] = 1.5,
+    guidance: Annotated[float | None, typer.Option("--guidance", min=0, help="1.5 for classes, else none.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> int:
     """Draw images from a checkpoint, an ONNX folder or a model."""
-    from compress.calibration.sampler import Sampler
     from compress.engine.artefact import SampleRequest, draw_grid
 
-    labels = None if classes is None else tuple(int(part) for part in classes.split(","))
-    settings = Sampler(kind=sampler, steps=steps, guidance_scale=guidance)
-    draw_grid(artefact, SampleRequest(settings, count, seed, labels), output)
+    draw_grid(artefact, SampleRequest(sampler, steps, guidance, count, seed, _labels(classes)), output)
     print(f"{count} images: {output}")
     return 0
+
+
+def _labels(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"`{text}` is no list of class numbers", param_hint="--classes") from None
 
 
 def evaluate(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +17,7 @@ from compress.checkpoint.load import read_manifest
 from compress.checkpoint.quantizer import register
 from compress.engine.cache import Cache, Step
 from compress.engine.fingerprint import versions
-from compress.engine.job import judge_of, subjects
+from compress.engine.job import subjects
 from compress.engine.measure import KeyedSteps, measure
 from compress.engine.progress import ConsoleProgress
 from compress.engine.run import pick_device, source_hash
@@ -23,6 +26,7 @@ from compress.evaluate.machine import machine_facts
 from compress.models.adapter import Adapter
 from compress.models.layout import scheduler_config
 from compress.models.source import open_adapter, resolve
+from compress.models.zoo.classifier import judge_of
 from compress.report.model import Report, StageRecord
 from compress.report.write import write_report
 from compress.stages.evaluate import EvaluateEntry, EvaluationContext
@@ -32,9 +36,11 @@ ONNX_INFO = "export.json"
 
 
 class SampleRequest(NamedTuple):
-    """What to draw: `labels` take turns; None means every class."""
+    """What to draw: `labels` take turns, None means every class; guidance None means 1.5 where there are classes."""
 
-    sampler: Sampler
+    kind: str
+    steps: int
+    guidance: float | None
     images: int
     seed: int
     labels: tuple[int, ...] | None
@@ -85,9 +91,11 @@ def draw_grid(name: str, request: SampleRequest, output: Path) -> None:
 
     adapter, denoise = open_artefact(name)
     conditions = default_conditions(adapter, request.labels)
+    guidance = request.guidance if request.guidance is not None else 1.0 if adapter.class_count() is None else 1.5
+    sampler = Sampler(kind=request.kind, steps=request.steps, guidance_scale=guidance)
     draw = Draw(request.images, adapter.sample_shape(), request.seed, 0, 64, pick_device("auto"))
-    scheduler = make_scheduler(request.sampler, scheduler_config(adapter.source))
-    images = sample_batches(denoise, scheduler, request.sampler, conditions, draw)
+    scheduler = make_scheduler(sampler, scheduler_config(adapter.source))
+    images = sample_batches(denoise, scheduler, sampler, conditions, draw)
     png = base64.b64decode(sample_grid_png(images, min(10, request.images)))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +118,7 @@ def evaluate_artefact(artefact: Path, reference: str, output: Path, n: int, quie
     Raises:
         ModelError, CheckpointError: one of the two is not readable.
     """
+    artefact = artefact.resolve()
     checkpoint = artefact / "checkpoint" if (artefact / "checkpoint").is_dir() else artefact
     onnx = checkpoint.parent / "onnx" if (checkpoint.parent / "onnx").is_dir() else None
     original = open_adapter(resolve(reference))
@@ -174,4 +183,16 @@ def export_artefact(name: str, output: Path, opset: int) -> Any:
     register()
     folder = Path(name) / "checkpoint"
     adapter = open_adapter(resolve(str(folder) if folder.is_dir() else name))
-    return export_denoiser(adapter, adapter.load(), output / component_name(adapter.source), opset=opset)
+    final = output / component_name(adapter.source)
+    partial, old = (final.with_name(f".{final.name}.{suffix}") for suffix in ("part", "old"))
+    for folder in (partial, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        result = export_denoiser(adapter, adapter.load(), partial, opset=opset)
+        if final.exists():
+            os.rename(final, old)
+        os.rename(partial, final)
+    finally:
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
+    return replace(result, path=final / result.path.name)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from compress.config import canonical_json, content_hash
-from compress.errors import explain_os_error
+from compress.errors import explain_os_error, os_error_of
 
 _DONE = "step.json"
 _DATA = "data"
@@ -80,9 +81,30 @@ class Cache:
             OutputError: the disk is full or not writable; nothing half-written remains.
         """
         final, key = self.location(name, inputs)
-        done = final / _DONE
-        if done.is_file():
-            return Step(final / _DATA, key, json.loads(done.read_text())["result"], True)
+        with self.lock(final.name):
+            done = final / _DONE
+            if done.is_file():
+                return Step(final / _DATA, key, json.loads(done.read_text())["result"], True)
+            return Step(final / _DATA, key, self._build(name, inputs, build), False)
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold one name of the cache: a second run that wants it waits. The lock ends with the process."""
+        import fcntl
+
+        folder = self.root / "locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / name).open("w")
+        except OSError as error:
+            raise explain_os_error(error, folder) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _build(self, name: str, inputs: Any, build: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any]:
+        """Build a step under `tmp/`, then move it to its place."""
+        final, key = self.location(name, inputs)
         work = self.tmp / final.name
         shutil.rmtree(work, ignore_errors=True)
         try:
@@ -94,10 +116,10 @@ class Cache:
             if final.exists():  # complete folders have their record; this one is damaged
                 shutil.rmtree(final)
             os.rename(work, final)
-        except OSError as error:
+        except BaseException as error:
             shutil.rmtree(work, ignore_errors=True)
-            raise explain_os_error(error, final) from error
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        return Step(final / _DATA, key, result, False)
+            reason = os_error_of(error)
+            if reason is None:
+                raise
+            raise explain_os_error(reason, final) from error
+        return result

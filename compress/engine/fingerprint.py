@@ -10,8 +10,9 @@ from pathlib import Path
 
 _PACKAGES = (
     "formats", "kernels", "models", "calibration", "quantize", "prune", "evaluate", "checkpoint", "export", "stages",
+    "report",
 )  # fmt: skip
-_LIBRARIES = ("torch", "diffusers", "onnx", "onnxruntime", "onnxscript")
+_LIBRARIES = ("torch", "diffusers", "onnx", "onnxruntime", "onnxscript", "numpy", "safetensors")
 
 
 def file_sha256(path: Path) -> str:
@@ -28,9 +29,9 @@ def tree_hashes(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
 
 @cache
 def code_hash() -> str:
-    """One hash over the sources of everything that computes; reports and the command line do not count."""
+    """One hash over the sources of everything that computes; the command line does not count."""
     root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(file_sha256(root / "config.py").encode())
     for package in _PACKAGES:
         for name, value in tree_hashes(root / package, ["*.py", "*.cpp", "*.h", "*.inc"]).items():
             digest.update(f"{package}/{name}:{value}\n".encode())

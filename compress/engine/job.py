@@ -21,7 +21,8 @@ from compress.evaluate.operations import LayerOperations
 from compress.models.adapter import Adapter
 from compress.models.layout import component_folder, scheduler_config
 from compress.models.source import open_adapter, resolve
-from compress.models.zoo.classifier import CLASSIFIERS
+from compress.models.zoo.classifier import judge_of
+from compress.recipe.dump import dump
 from compress.recipe.model import LoadedRecipe
 from compress.recipe.plan import Plan
 from compress.report.gates import judge
@@ -51,6 +52,7 @@ def run_recipe(loaded: LoadedRecipe, options: RunOptions) -> Outcome:
     """
     run = begin(loaded, options)
     with run.workspace.exclusive():
+        run.workspace.claim(dump(loaded.recipe), options.fresh)
         try:
             component = run.stages()
             checkpoint = run.checkpoint(component)
@@ -111,7 +113,7 @@ def subjects(
             open=partial(_torch_denoiser, original, dtype, device),
             folder=component_folder(original.source),
             launch={"source": original.source.folder, "onnx": None},
-            load=partial(original.load, dtype=dtype, device=device),
+            load=original.load,
         ),
         "checkpoint": Subject(
             artefact="checkpoint",
@@ -119,7 +121,7 @@ def subjects(
             open=partial(_torch_denoiser, reloaded, dtype, device),
             folder=checkpoint / part,
             launch={"source": str(checkpoint), "onnx": None},
-            load=partial(reloaded.load, dtype=dtype, device=device),
+            load=reloaded.load,
         ),
     }
     if onnx is not None:
@@ -143,11 +145,6 @@ def _onnx_denoiser(folder: Path) -> Denoise:
 
     denoiser: Denoise = OnnxDenoiser(folder)
     return denoiser
-
-
-def judge_of(source: str) -> str | None:
-    """The bundled classifier for a bundled model, by the source's name."""
-    return CLASSIFIERS.get(source.removeprefix("zoo://").partition("?")[0]) if source.startswith("zoo://") else None
 
 
 def operations(plan: Plan) -> Mapping[Artefact, list[LayerOperations]]:
@@ -184,7 +181,7 @@ def make_report(run: Run, findings: Findings) -> Report:
         tables=[*findings.tables, layer_table(run.plan)],
         figures=findings.figures,
         gates=judge(recipe.gates, metrics),
-        warnings=list(run.plan.notes),
+        warnings=[*run.plan.notes, *(t.note for t in findings.tables if "NOT KEPT" in t.note)],
     )
 
 

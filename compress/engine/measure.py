@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from compress.engine.cache import Cache, Step
-from compress.engine.fingerprint import code_hash, versions
+from compress.engine.fingerprint import code_hash, tree_hashes, versions
+from compress.evaluate.machine import machine_facts
+from compress.models.zoo.classifier import classifier_folder
 from compress.stages.evaluate import RUNNERS, EvaluateEntry, EvaluationContext, Findings, always, parity
+from compress.stages.evaluate.settings import Latency
 
 _FINDINGS = "findings.json"
 
@@ -92,7 +95,8 @@ def _inputs(context: EvaluationContext, settings: Any) -> dict[str, Any]:
         "subjects": {name: subject.key for name, subject in context.subjects.items()},
         "sampler": context.sampler,
         "conditions": context.conditions.facts,
-        "judge": context.judge,
+        "judge": None if context.judge is None else tree_hashes(classifier_folder(context.judge), ["*.safetensors"]),
+        "machine": machine_facts() if isinstance(settings, Latency) else None,
         "seed": context.seed,
         "device": context.device,
     }

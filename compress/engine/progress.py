@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,5 +66,5 @@ class ConsoleProgress:
         if self.log is None:
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-        with self.log.open("a", encoding="utf-8") as file:
+        with suppress(OSError), self.log.open("a", encoding="utf-8") as file:  # a full disk must not end a run here
             file.write(f"{stamp}Z {text}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import torch
 
 from compress.calibration.conditions import Conditions, resolve_conditions
 from compress.calibration.trajectory import Trajectory, TrajectorySpec, log_trajectory, spec_hash
-from compress.checkpoint.assemble import assemble_checkpoint, component_name, link_tree
+from compress.checkpoint.assemble import assemble_checkpoint, component_name, copy_tree
 from compress.checkpoint.quantizer import register
 from compress.config import content_hash
 from compress.engine.cache import Step
@@ -21,7 +22,7 @@ from compress.engine.fingerprint import code_hash, tree_hashes, versions
 from compress.engine.measure import KeyedSteps
 from compress.engine.progress import ConsoleProgress
 from compress.engine.workspace import LOG_FILE, Workspace
-from compress.errors import MemoryBudgetError
+from compress.errors import MemoryBudgetError, RecipeError, RunError
 from compress.models.adapter import Adapter, ModelSource
 from compress.models.layout import component_files, component_folder, scheduler_config
 from compress.models.source import open_adapter, resolve
@@ -36,7 +37,7 @@ _HASHED = ("*.safetensors", "*.json")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is carried out; none of it changes what comes out.
+    """How a run is carried out; none of it changes what comes out, but `threads` may change last bits.
 
     Attributes:
         output: folder of the results.
@@ -110,8 +111,13 @@ class Run:
         """The logged trajectory of the original model; a killed one is continued chunk by chunk."""
         spec = self.trajectory_spec()
         folder = self.workspace.cache.root / f"trajectory-{spec_hash(self.original, spec)[:20]}"
+        with self.workspace.cache.lock(folder.name):
+            return self._logged(spec, folder)
+
+    def _logged(self, spec: TrajectorySpec, folder: Path) -> Trajectory:
         if (folder / "trajectory.json").is_file():
-            return Trajectory.open(folder)
+            with suppress(RunError):  # damaged: logged again as far as needed
+                return Trajectory.open(folder)
         self.progress.start("calibrate", spec.samples)
         start = time.monotonic()
         model = self.original.load(dtype=spec.dtype, device=self.device)
@@ -164,10 +170,13 @@ class Run:
         def build(folder: Path) -> None:
             assemble_checkpoint(self.original.source, component_folder(component.adapter.source), folder, manifest)
 
-        return self.workspace.publish("checkpoint", content_hash([component.key, manifest]), build)
+        root = Path(self.original.source.folder)
+        others = {str(path.relative_to(root)): path.stat().st_size for path in root.rglob("*") if path.is_file()}
+        key = content_hash([component.key, manifest, others, tree_hashes(root, ["*.json"])])
+        return self.workspace.publish("checkpoint", key, build)
 
     def manifest(self, component: Component) -> dict[str, Any]:
-        """Where a checkpoint comes from; no times and no paths, so that equal runs give equal bytes."""
+        """Where a checkpoint comes from; no times, so that equal runs give equal bytes."""
         recipe = self.loaded.recipe
         return {
             "manifest_version": 1,
@@ -202,7 +211,7 @@ class Run:
         facts = {"bytes": step.result["facts"]["bytes"]}
         facts |= {f"{name} nodes": count for name, count in step.result["facts"]["nodes"].items()}
         self.record("export", settings.model_dump(mode="json"), step, facts)
-        return self.workspace.publish("onnx", step.key, lambda folder: link_tree(step.folder, folder))
+        return self.workspace.publish("onnx", step.key, lambda folder: copy_tree(step.folder, folder))
 
 
 def stage_adapter(folder: Path) -> Adapter:
@@ -212,7 +221,7 @@ def stage_adapter(folder: Path) -> Adapter:
 
 
 def begin(loaded: LoadedRecipe, options: RunOptions) -> Run:
-    """Validate everything that can be validated before work, and claim the output folder.
+    """Validate everything that can be validated before work; writes nothing.
 
     Raises:
         RecipeError, ModelError: see `make_plan`. MemoryBudgetError: the plan does not fit the budget.
@@ -228,7 +237,10 @@ def begin(loaded: LoadedRecipe, options: RunOptions) -> Run:
     source = resolve(loaded.model_name())
     component_files(component_folder(source))
     workspace = Workspace(options.output, options.cache)
-    workspace.claim(dump(recipe), options.fresh)
+    with loaded.locating("model", "device"):
+        device = pick_device(recipe.model.device)
+    workspace.check(dump(recipe), options.fresh)
+    register()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     adapter = open_adapter(source)
@@ -241,7 +253,7 @@ def begin(loaded: LoadedRecipe, options: RunOptions) -> Run:
         original=adapter,
         source_key=source_hash(source),
         conditions=resolve_conditions(recipe.calibration.conditions, adapter, folders=loaded.folders()),
-        device=pick_device(recipe.model.device),
+        device=device,
     )
 
 
@@ -252,7 +264,9 @@ def source_hash(source: ModelSource) -> str:
 
 
 def pick_device(wanted: str) -> str:
-    """`cuda` where asked for or present, else `cpu`."""
+    """`cuda` where asked for or present, else `cpu`. Raises RecipeError when it is asked for and absent."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("this machine, or this torch, has no CUDA", hint="set `device: auto` or `cpu`")
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"

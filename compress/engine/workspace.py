@@ -15,7 +15,6 @@ LOCK_FILE = "recipe.lock.yaml"
 LOG_FILE = "run.log"
 WORK = ".work"
 PARTS = ("checkpoint", "onnx", "report")
-_OWNED = {LOCK_FILE, LOG_FILE, WORK, *PARTS}
 
 
 class Workspace:
@@ -26,12 +25,21 @@ class Workspace:
         self.work = folder / WORK
         self.cache = Cache(cache or self.work / "steps")
 
-    def claim(self, recipe_text: str, fresh: bool) -> bool:
-        """Make the folder this recipe's; returns whether a run of it is continued.
+    def check(self, recipe_text: str, fresh: bool) -> None:
+        """Whether this recipe may use the folder; writes nothing.
 
         Raises:
             InputError: the folder holds another recipe's output, or files that no run made.
-            OutputError: it cannot be written.
+        """
+        if not self.folder.exists() or (fresh and (self.folder / LOCK_FILE).is_file()):
+            return
+        self._refuse_foreign(recipe_text, self.folder / LOCK_FILE)
+
+    def claim(self, recipe_text: str, fresh: bool) -> bool:
+        """Make the folder this recipe's; returns whether a run of it is continued. Call it inside `exclusive`.
+
+        Raises:
+            InputError: see `check`. OutputError: the folder cannot be written.
         """
         lock = self.folder / LOCK_FILE
         try:
@@ -57,7 +65,9 @@ class Workspace:
                     hint=f"compare {LOCK_FILE}, choose another --output, or replace it with --fresh",
                 )
             return
-        foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in _OWNED)
+        # Without its lock file nothing but the beginnings of a run can be ours, not even a folder named checkpoint.
+        ours = {WORK, LOG_FILE, f"{LOCK_FILE}.part"}
+        foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in ours)
         if foreign:
             raise InputError(
                 f"the folder is not empty and no run made it (it holds {foreign[0]})",
@@ -68,8 +78,9 @@ class Workspace:
     def _clear(self) -> None:
         if not (self.folder / LOCK_FILE).is_file():
             return
-        for name in _OWNED:
-            path = self.folder / name
+        begun = [path for path in self.work.iterdir() if path.name != "lock"] if self.work.is_dir() else []
+        # The recipe's lock file goes last: until then the folder is known to be ours.
+        for path in (*begun, *(self.folder / name for name in (*PARTS, LOG_FILE, LOCK_FILE))):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextmanager
@@ -94,10 +105,11 @@ class Workspace:
     def publish(self, part: str, key: str, build: Callable[[Path], None]) -> Path:
         """Let a part of the output appear whole under its name; an up-to-date one stays.
 
-        `key` identifies the content; it is kept beside the work, not in the part.
+        `key` identifies the content; with the sizes of the files it is kept beside the work, not in the part, so a part
+        from which something was deleted or cut off is built again.
         """
         final, stamp = self.folder / part, self.work / f"{part}.key"
-        if final.is_dir() and stamp.is_file() and stamp.read_text() == key:
+        if stamp.is_file() and stamp.read_text() == _seal(key, final):
             return final
         partial, old = self.work / f"{part}.part", self.work / f"{part}.old"
         try:
@@ -110,12 +122,18 @@ class Workspace:
             if final.exists():
                 os.rename(final, old)
             os.rename(partial, final)
-            write_atomically(stamp, key)
+            write_atomically(stamp, _seal(key, final))
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise explain_os_error(error, final) from error
         return final
+
+
+def _seal(key: str, folder: Path) -> str:
+    """A key with the names and sizes of what lies in a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return "\n".join([key, *(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)])
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -51,7 +51,7 @@ def _assign_one(
     keep = False
     for rule in rules:
         if matches(rule, layer):
-            keep = rule.keep
+            keep = rule.keep or (keep and rule.weights is None)
             weights, activations = rule.weights or weights, rule.activations or activations
     spec = None if keep else LayerSpec(weights.spec(), activations.spec())
     return Assignment(layer, spec, activations)

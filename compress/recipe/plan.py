@@ -11,11 +11,14 @@ from torch import nn
 from compress.calibration.conditions import resolve_conditions
 from compress.calibration.sampler import call_timesteps, make_scheduler
 from compress.checkpoint.accounting import file_bytes, planned_tensors
+from compress.errors import RecipeError
 from compress.formats import get_format, predicted_bytes
 from compress.models.adapter import Adapter
 from compress.models.inspect import Inspection, inspect_model
 from compress.models.layout import component_folder, has_weights, scheduler_config
 from compress.models.source import open_adapter, read_tensors, resolve
+from compress.models.zoo.classifier import judge_of
+from compress.prune.depth import block_prefix
 from compress.quantize.rules import Assignment
 from compress.recipe.model import LoadedRecipe, Recipe
 from compress.stages.base import stage_kind
@@ -90,6 +93,7 @@ def make_plan(loaded: LoadedRecipe) -> Plan:
         scheduler = make_scheduler(recipe.calibration.sampler, scheduler_config(adapter.source))
     with loaded.locating("calibration", "conditions"):
         resolve_conditions(recipe.calibration.conditions, adapter, folders=loaded.folders())
+    _check_entries(loaded, adapter)
     final, skeleton, assignments = _after_stages(loaded, adapter)
     final_inspection = inspect_model(final) if final is not adapter else inspection
     layers = _layers(final_inspection, assignments)
@@ -115,15 +119,36 @@ def _after_stages(loaded: LoadedRecipe, adapter: Adapter) -> tuple[Adapter, nn.M
     """The adapter and the skeleton of the model that leaves the last stage, and the formats of its layers."""
     assignments: list[Assignment] = []
     skeleton = adapter.skeleton()
+    if loaded.recipe.stages and "quantization_config" in adapter.source.config:
+        with loaded.locating("stages", 0):
+            raise RecipeError("the model is quantized already", hint="start from the original model")
     for number, stage in enumerate(loaded.recipe.stages):
         with loaded.locating("stages", number):
             if isinstance(stage, Prune):
-                config = pruned_source_config(stage, adapter.source.config, len(adapter.blocks(skeleton)))
+                blocks = [name for name, _ in adapter.blocks(skeleton)]
+                block_prefix(blocks, adapter.source.config)
+                config = pruned_source_config(stage, adapter.source.config, len(blocks))
                 adapter = open_adapter(replace(adapter.source, config=config))
                 skeleton = adapter.skeleton()
             elif isinstance(stage, Quantize):
                 assignments = assignments_for(stage, adapter.layers(skeleton), skeleton)
     return adapter, skeleton, assignments
+
+
+def _check_entries(loaded: LoadedRecipe, adapter: Adapter) -> None:
+    """Refuse evaluate entries that this model cannot have, before any work. Raises RecipeError."""
+    channels = adapter.sample_shape()[0]
+    for number, entry in enumerate(loaded.recipe.evaluate):
+        with loaded.locating("evaluate", number):
+            if isinstance(entry, Generation) and judge_of(adapter.source.name) is None:
+                raise RecipeError("`generation` needs a classifier, and none is bundled for this model")
+            if isinstance(entry, Generation) and loaded.recipe.calibration.conditions.kind != "classes":
+                raise RecipeError("`generation` needs class labels", hint="set conditions: {kind: classes}")
+            if isinstance(entry, Paired) and channels not in (1, 3):
+                raise RecipeError(
+                    f"`paired` compares images, and this model's samples are latents of {channels} channels",
+                    hint="use `noise_error`",
+                )
 
 
 def _layers(inspection: Inspection, assignments: list[Assignment]) -> tuple[PlannedLayer, ...]:

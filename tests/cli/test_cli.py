@@ -154,7 +154,7 @@ def test_debug_shows_the_traceback(recipe_file) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "compress", "check", str(path), "--debug"], capture_output=True, text=True, check=False
     )
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
 
 
@@ -215,6 +215,23 @@ def test_sample_and_compare(capsys, recipe_file, tmp_path: Path) -> None:
     code, _, err = call(capsys, "compare", tmp_path / "nothing")
     assert code == 2
     assert "does not exist" in err
+
+
+def test_mistakes_of_sample(capsys, dit_folder: Path, tmp_path: Path) -> None:
+    code, _, err = call(capsys, "sample", dit_folder, "--classes", "a,b", "--output", tmp_path / "x.png")
+    assert code == 2
+    assert "is no list of class numbers" in err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_out_of_memory_has_its_own_code(capsys, recipe_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starve(*arguments: object, **options: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr("compress.stages.quantize.write_quantized_component", starve)
+    code, _, err = call(capsys, "run", recipe_file(), "--output", tmp_path / "out")
+    assert code == 4
+    assert "out of memory" in err
 
 
 def test_console_helpers() -> None:

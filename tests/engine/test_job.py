@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_unet2d_pipeline
 
 from compress.api import load, run
 from compress.engine.job import run_recipe
 from compress.engine.run import RunOptions
-from compress.errors import InputError, MemoryBudgetError, ModelError
+from compress.errors import InputError, MemoryBudgetError, ModelError, RecipeError
 from compress.quantize.modules import QuantLinear
 from compress.recipe.model import load_recipe
 from compress.recipe.plan import make_plan
@@ -206,3 +207,87 @@ def test_a_checkpoint_can_be_measured_and_exported_later(recipe_file, tmp_path: 
     opened = open_artefact(str(tmp_path / "out" / "onnx"))
     inputs = opened.adapter.example_inputs(2)
     assert opened.denoise(inputs.sample, inputs.timestep.float(), inputs.condition).shape == inputs.sample.shape
+
+
+def test_what_is_done_to_the_output_does_not_reach_the_source(recipe_file, tmp_path: Path, dit_folder: Path) -> None:
+    path = recipe_file(evaluate=[])
+    before = hashes(dit_folder)
+    run(path, output=tmp_path / "out")
+    original = hashes(tmp_path / "out")
+    for file in (tmp_path / "out" / "checkpoint").rglob("*.*"):
+        file.write_text("") if file.is_file() else None
+    assert hashes(dit_folder) == before
+    again = run(path, output=tmp_path / "out")
+    assert again.report.stages[0].cached
+    assert hashes(tmp_path / "out") == original
+
+
+def test_a_quantized_source_is_refused(recipe_file, tmp_path: Path) -> None:
+    run(recipe_file(evaluate=[]), output=tmp_path / "out")
+    again = recipe_file(model={"source": str(tmp_path / "out" / "checkpoint"), "device": "cpu"})
+    with pytest.raises(RecipeError, match=r"stages\.0: the model is quantized already"):
+        make_plan(load_recipe(again))
+
+
+def test_cuda_that_is_not_there_is_a_recipe_error(recipe_file, tmp_path: Path, dit_folder: Path) -> None:
+    if torch.cuda.is_available():
+        assert run(recipe_file(model={"source": str(dit_folder), "device": "cuda"}), output=tmp_path / "out")
+        return
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:5: model\.device: this machine, or this torch, has no CUDA"):
+        run(recipe_file(model={"source": str(dit_folder), "device": "cuda"}), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_entries_that_cannot_be_measured_are_refused_early(recipe_file) -> None:
+    with pytest.raises(RecipeError, match=r"evaluate\.0: `generation` needs a classifier"):
+        make_plan(load_recipe(recipe_file(evaluate=[{"kind": "generation"}])))
+
+
+def test_a_damaged_trajectory_is_logged_again(recipe_file, tmp_path: Path) -> None:
+    path = recipe_file(evaluate=[])
+    run(path, output=tmp_path / "a")
+    expected = hashes(tmp_path / "a")
+    chunk = next((tmp_path / "a" / ".work" / "steps").glob("trajectory-*/chunk-*"))
+    chunk.write_bytes(chunk.read_bytes()[:-8])
+    import shutil
+
+    for step in (tmp_path / "a" / ".work" / "steps").glob("stage-*"):
+        shutil.rmtree(step)
+    run(path, output=tmp_path / "a")
+    assert hashes(tmp_path / "a") == expected
+
+
+@pytest.mark.slow
+def test_a_unet_from_end_to_end(recipe_file, tmp_path: Path) -> None:
+    folder = tiny_unet2d_pipeline(tmp_path / "unet")
+    stages = [
+        {
+            "kind": "quantize",
+            "weights": {"format": "int8"},
+            "activations": {"format": "int8", "granularity": "tensor", "mode": "static"},
+            "rules": [{"role": "out_projection", "keep": True}],
+        }
+    ]
+    path = recipe_file(model={"source": str(folder), "device": "cpu"}, stages=stages, export={"onnx": {}}, gates=[])
+    report = run(path, output=tmp_path / "out").report
+    assert report.find("noise_error", "onnx").value == pytest.approx(
+        report.find("noise_error", "checkpoint").value, rel=0.2
+    )
+    assert load(tmp_path / "out" / "checkpoint").conv_in.spec.weights.format == "int8"
+
+
+def test_a_bare_component_becomes_a_checkpoint(recipe_file, tmp_path: Path, dit_folder: Path) -> None:
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(dit_folder / "transformer", bare)
+    shutil.copyfile(dit_folder / "scheduler" / "scheduler_config.json", bare / "scheduler_config.json")
+    run(recipe_file(model={"source": str(bare), "device": "cpu"}), output=tmp_path / "out")
+    assert (tmp_path / "out" / "checkpoint" / "scheduler" / "scheduler_config.json").is_file()
+    assert load(tmp_path / "out" / "checkpoint").config.num_layers == 3
+
+
+def test_bfloat16_models_export_and_measure(recipe_file, tmp_path: Path, dit_folder: Path) -> None:
+    path = recipe_file(model={"source": str(dit_folder), "dtype": "bfloat16", "device": "cpu"}, export={"onnx": {}})
+    report = run(path, output=tmp_path / "out").report
+    assert report.find("onnx_error", "onnx") is not None

@@ -26,6 +26,40 @@ def test_fresh_removes_only_what_runs_make(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "onnx", "report"])
+def test_a_folder_that_only_looks_like_ours_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "precious.pt").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(InputError, match="no run made it"):
+            Workspace(tmp_path).check("name: a\n", fresh=fresh)
+    assert (tmp_path / name / "precious.pt").read_text() == "years of work"
+
+
+def test_a_run_killed_while_it_wrote_the_lock_file_can_go_on(tmp_path: Path) -> None:
+    (tmp_path / "recipe.lock.yaml.part").write_text("name")
+    assert Workspace(tmp_path).claim("name: a\n", fresh=False) is False
+
+
+def test_a_damaged_part_is_built_again(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.claim("a", fresh=False)
+    for damage in (Path.unlink, lambda path: path.write_text("")):
+        workspace.publish("checkpoint", "k1", lambda folder: (folder / "f").write_text("whole") and None)
+        damage(tmp_path / "checkpoint" / "f")
+    workspace.publish("checkpoint", "k1", lambda folder: (folder / "f").write_text("whole") and None)
+    assert (tmp_path / "checkpoint" / "f").read_text() == "whole"
+
+
+def test_fresh_keeps_the_lock_that_is_held(tmp_path: Path) -> None:
+    first, second = Workspace(tmp_path / "out"), Workspace(tmp_path / "out")
+    with first.exclusive():
+        first.claim("a", fresh=False)
+        first.claim("a", fresh=True)
+        with pytest.raises(InputError, match="another process is running"), second.exclusive():
+            pass
+
+
 def test_a_foreign_folder_is_refused_untouched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for fresh in (False, True):

@@ -83,6 +83,11 @@ def classifier_folder(name: str = "digits-classifier") -> Path:
     return Path(__file__).parent / name
 
 
+def judge_of(source: str) -> str | None:
+    """The bundled classifier for a bundled model, by the name of its source (`zoo://NAME`); None for any other."""
+    return CLASSIFIERS.get(source.removeprefix("zoo://").partition("?")[0]) if source.startswith("zoo://") else None
+
+
 def load_classifier(folder: Path | None = None) -> DigitClassifier:
     """The trained classifier in eval mode, float32, without gradients; the bundled one unless `folder` is given.
 

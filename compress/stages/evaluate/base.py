@@ -56,7 +56,7 @@ class Subject:
         open: loads it and returns its denoiser.
         folder: the component's folder, or that of the ONNX file.
         launch: what a child process needs to load it: keyword arguments of `targets.run_once`.
-        load: the torch module itself; None for ONNX.
+        load: the torch module in float32 on the CPU, as ONNX computes; None for ONNX.
     """
 
     artefact: Artefact

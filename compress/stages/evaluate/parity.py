@@ -15,7 +15,7 @@ def run(context: EvaluationContext) -> Findings:
     """`onnx_error` of one forward on the sampler's own inputs, and of every operator on the inputs it met there."""
     reference, checkpoint, onnx = (context.subjects[name] for name in ("reference", "checkpoint", "onnx"))
     assert reference.load is not None and checkpoint.load is not None
-    pairs = stored_pairs(context, PAIRS).to(context.device)
+    pairs = stored_pairs(context, PAIRS)
     inputs = DenoiserInputs(pairs.sample, pairs.t, pairs.condition)
     found = check_parity(context.adapter, checkpoint.load(), onnx.folder, inputs, original=reference.load())
     return Findings(metrics=_metrics(found, context.seed), tables=[_table(found)])

@@ -9,6 +9,7 @@ import torch
 from compress.evaluate.latency import interleaved_latency, latency_metric, speedup_metric
 from compress.evaluate.memory import measure_peak, peak_metrics
 from compress.evaluate.noise_floor import thread_count
+from compress.export.session import OnnxDenoiser
 from compress.models.adapter import DenoiserInputs
 from compress.report.model import Artefact, Metric
 from compress.stages.evaluate.base import EvaluationContext, Findings
@@ -21,7 +22,7 @@ def run(settings: Latency, context: EvaluationContext) -> Findings:
     """Median time of each artefact in interleaved rounds, the speed-up over the original, and peak memory."""
     inputs = context.adapter.example_inputs(settings.batch, device=context.device, seed=context.seed)
     calls: dict[str, Callable[[], object]] = {
-        artefact: _call(context, artefact, inputs) for artefact in context.subjects
+        artefact: _call(context, artefact, inputs, settings.threads) for artefact in context.subjects
     }
     context.progress.note(f"latency: {settings.rounds} rounds of {', '.join(calls)}, batch {settings.batch}")
     with thread_count(settings.threads), torch.inference_mode():
@@ -38,8 +39,9 @@ def run(settings: Latency, context: EvaluationContext) -> Findings:
     return findings
 
 
-def _call(context: EvaluationContext, artefact: Artefact, inputs: DenoiserInputs) -> Callable[[], object]:
-    denoise = context.denoiser(artefact)
+def _call(context: EvaluationContext, artefact: Artefact, inputs: DenoiserInputs, threads: int) -> Callable[[], object]:
+    onnx = artefact == "onnx"  # a session keeps the thread count it is opened with
+    denoise = OnnxDenoiser(context.subjects[artefact].folder, threads=threads) if onnx else context.denoiser(artefact)
     t = inputs.timestep.float()
     return lambda: denoise(inputs.sample, t, inputs.condition)
 
