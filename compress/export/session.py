@@ -15,10 +15,11 @@ from compress.export.manifest import read_manifest
 _ERRORS_ONLY = 3
 
 
-def open_session(model: Path | str | bytes, *, threads: int | None = None) -> Any:
+def open_session(model: Path | str | bytes, *, threads: int | None = None, spinning: bool = True) -> Any:
     """A stock `onnxruntime.InferenceSession` (CPU) of a model file, of the folder that holds it, or of a model's bytes.
 
-    `threads` is the number of threads within an operator, onnxruntime's choice when None.
+    `threads` is the number of threads within an operator, onnxruntime's choice when None. `spinning` (its default) lets
+    idle threads wait busily, which takes their cores from whatever else runs between two calls.
 
     Raises:
         InputError: there is no such file. ExportError: onnxruntime refuses it; carries the reason.
@@ -30,6 +31,8 @@ def open_session(model: Path | str | bytes, *, threads: int | None = None) -> An
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # pybind types without a common base
@@ -51,10 +54,10 @@ class OnnxDenoiser:
     Batches above the file's bound run in pieces. Tensors share memory with onnxruntime where types agree.
     """
 
-    def __init__(self, folder: Path | str, *, threads: int | None = None) -> None:
+    def __init__(self, folder: Path | str, *, threads: int | None = None, spinning: bool = True) -> None:
         folder = Path(folder)
         folder = folder.parent if folder.is_file() else folder
-        self.session = open_session(folder, threads=threads)
+        self.session = open_session(folder, threads=threads, spinning=spinning)
         self.manifest = read_manifest(folder)
         self.largest_batch: int | None = self.manifest["largest_batch"]
         self._inputs = {entry["name"]: getattr(torch, entry["dtype"]) for entry in self.manifest["inputs"]}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from compress.calibration.sampler import Denoise
 from compress.evaluate.latency import interleaved_latency, latency_metric, speedup_metric
 from compress.evaluate.memory import measure_peak, peak_metrics
 from compress.evaluate.noise_floor import thread_count
@@ -40,8 +41,13 @@ def run(settings: Latency, context: EvaluationContext) -> Findings:
 
 
 def _call(context: EvaluationContext, artefact: Artefact, inputs: DenoiserInputs, threads: int) -> Callable[[], object]:
-    onnx = artefact == "onnx"  # a session keeps the thread count it is opened with
-    denoise = OnnxDenoiser(context.subjects[artefact].folder, threads=threads) if onnx else context.denoiser(artefact)
+    if artefact == "onnx":
+        # A session keeps the thread count it is opened with. Its threads must not spin through torch's turns, which
+        # would take more than twice as long beside them.
+        folder = context.subjects[artefact].folder
+        denoise: Denoise = OnnxDenoiser(folder, threads=threads, spinning=False)
+    else:
+        denoise = context.denoiser(artefact)
     t = inputs.timestep.float()
     return lambda: denoise(inputs.sample, t, inputs.condition)
 
