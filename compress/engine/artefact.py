@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from compress.calibration.conditions import ClassConditions, Conditions, NoConditions, resolve_conditions
 from compress.calibration.sampler import Denoise, Draw, Sampler, denoise_with, make_scheduler, sample_batches
 from compress.checkpoint.assemble import MANIFEST, component_name
@@ -21,12 +23,13 @@ from compress.engine.job import subjects
 from compress.engine.measure import KeyedSteps, measure
 from compress.engine.progress import ConsoleProgress
 from compress.engine.run import pick_device, source_hash
-from compress.errors import InputError, explain_os_error
+from compress.errors import CheckpointError, InputError, explain_os_error
 from compress.evaluate.machine import machine_facts
 from compress.models.adapter import Adapter
 from compress.models.layout import scheduler_config
 from compress.models.source import open_adapter, resolve
 from compress.models.zoo.classifier import judge_of
+from compress.recipe.model import Recipe
 from compress.report.model import Report, StageRecord
 from compress.report.write import write_report
 from compress.stages.evaluate import EvaluateEntry, EvaluationContext
@@ -113,7 +116,8 @@ def default_conditions(adapter: Adapter, labels: tuple[int, ...] | None = None) 
 def evaluate_artefact(artefact: Path, reference: str, output: Path, n: int, quiet: bool = False) -> Report:
     """Measure a checkpoint, and the ONNX beside it, against its original; write OUTPUT/report.
 
-    The sampler is the one its manifest names.
+    Sampler, conditions and seed are those of the recipe in its manifest; without a manifest, DDIM without guidance,
+    every class in turn, and seed 0.
 
     Raises:
         ModelError, CheckpointError: one of the two is not readable.
@@ -125,19 +129,23 @@ def evaluate_artefact(artefact: Path, reference: str, output: Path, n: int, quie
     register()
     part = checkpoint / component_name(resolve(str(checkpoint)))
     manifest = read_manifest(part) if (part / MANIFEST).is_file() else {}
-    sampler = Sampler.model_validate(manifest.get("sampler", {"guidance_scale": 1.0}))
+    recipe = _recipe_of(manifest, part)
     key = source_hash(original.source)
     cache = Cache(output / ".work")
     cache.prepare()
     context = EvaluationContext(
         adapter=original,
         subjects=subjects(original, key, checkpoint, onnx, device=pick_device("auto"), dtype="float32"),
-        sampler=sampler,
+        sampler=Sampler() if recipe is None else recipe.calibration.sampler,
         scheduler_config=scheduler_config(original.source),
-        conditions=default_conditions(original),
+        conditions=(
+            default_conditions(original)
+            if recipe is None
+            else resolve_conditions(recipe.calibration.conditions, original)
+        ),
         judge=judge_of(reference),
         steps=KeyedSteps(cache),
-        seed=0,
+        seed=0 if recipe is None else recipe.seed,
         device=pick_device("auto"),
         progress=ConsoleProgress(quiet=quiet),
     )
@@ -145,6 +153,22 @@ def evaluate_artefact(artefact: Path, reference: str, output: Path, n: int, quie
     if context.judge is not None:
         entries.insert(2, Generation(n=n))
     return _measure(context, entries, manifest, output)
+
+
+def _recipe_of(manifest: dict[str, Any], component: Path) -> Recipe | None:
+    """The recipe a checkpoint was made by; None without a manifest.
+
+    Raises:
+        CheckpointError: the manifest holds none that this version understands.
+    """
+    if not manifest:
+        return None
+    try:
+        return Recipe.model_validate_json(json.dumps(manifest["recipe"]))
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(
+            "the manifest holds no recipe of this version", where=str(component / MANIFEST), hint="is it damaged?"
+        ) from error
 
 
 def _measure(

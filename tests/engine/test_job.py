@@ -198,11 +198,12 @@ def test_onnx_is_exported_measured_and_in_parity(recipe_file, tmp_path: Path) ->
 def test_a_checkpoint_can_be_measured_and_exported_later(recipe_file, tmp_path: Path, dit_folder: Path) -> None:
     from compress.engine.artefact import evaluate_artefact, export_artefact, open_artefact
 
-    run(recipe_file(evaluate=[]), output=tmp_path / "out")
+    run(recipe_file(evaluate=[], seed=5), output=tmp_path / "out")
     result = export_artefact(str(tmp_path / "out"), tmp_path / "out" / "onnx", 21)
     assert result.nodes_by_operator["QMatMul"] > 10
     report = evaluate_artefact(tmp_path / "out", str(dit_folder), tmp_path / "evaluation", 16, quiet=True)
     assert {metric.artefact for metric in report.metrics} == {"reference", "checkpoint", "onnx"}
+    assert {metric.seed for metric in report.metrics if metric.name == "noise_error"} == {5}
     assert (tmp_path / "evaluation" / "report" / "report.html").is_file()
     opened = open_artefact(str(tmp_path / "out" / "onnx"))
     inputs = opened.adapter.example_inputs(2)
