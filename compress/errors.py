@@ -98,7 +98,9 @@ def explain_os_error(error: OSError, where: Path) -> OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         there = next((folder for folder in (where, *where.absolute().parents) if folder.exists()), Path())
         text = f"the disk is full ({shutil.disk_usage(there).free / 1e6:.0f} MB free)"
-        return OutputError(text, where=str(where), hint="free some space; the same command continues")
+        # What the system says tells a full disk from an exceeded quota.
+        hint = f"free some space; the same command continues; the system says: {error.strerror}"
+        return OutputError(text, where=str(where), hint=hint)
     return OutputError(f"cannot write: {error.strerror or error}", where=str(where))
 
 

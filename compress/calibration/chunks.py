@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compress.errors import OutputError, RunError
+from compress.errors import RunError, explain_os_error, os_error_of
 
 PARTIAL_SUFFIX = ".part"
 _ROW_TENSORS = ("sample", "t", "sigma", "call", "index")
@@ -96,9 +96,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write: {error}", where=str(path), hint="free some space or check the rights"
-        ) from error
+        partial.unlink(missing_ok=True)
+        raise explain_os_error(os_error_of(error) or OSError(str(error)), path) from error
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one step. Raises OutputError."""
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf8"))
 
 
 def file_sha256(path: Path) -> str:

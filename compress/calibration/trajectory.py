@@ -18,7 +18,7 @@ from compress.calibration.chunks import (
     file_sha256,
     load_sigma,
     save_chunk,
-    write_atomically,
+    write_text_atomically,
 )
 from compress.calibration.sampler import (
     Call,
@@ -69,7 +69,7 @@ def log_trajectory(
             progress(min(first + plan.chunk_samples, spec.samples), spec.samples)
     trajectory = Trajectory(folder, plan.hash, spec.samples, 2 if spec.sampler.guided else 1, tuple(files))
     text = index_text(trajectory, plan.facts)
-    write_atomically(folder / INDEX_FILE, lambda partial: partial.write_text(text, encoding="utf8"))
+    write_text_atomically(folder / INDEX_FILE, text)
     return trajectory
 
 

@@ -8,17 +8,13 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from compress.calibration.chunks import file_sha256
+
 _PACKAGES = (
     "formats", "kernels", "models", "calibration", "quantize", "prune", "evaluate", "checkpoint", "export", "stages",
     "report",
 )  # fmt: skip
 _LIBRARIES = ("torch", "diffusers", "onnx", "onnxruntime", "onnxscript", "numpy", "safetensors")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_hashes(folder: Path, patterns: Iterable[str]) -> dict[str, str]:

@@ -142,7 +142,6 @@ class Run:
         def build(folder: Path) -> dict[str, Any]:
             context = RunContext(
                 adapter=component.adapter,
-                original=self.original,
                 trajectory=self.trajectory,
                 folder=folder,
                 seed=recipe.seed,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from compress.calibration.chunks import write_text_atomically
 from compress.engine.cache import Cache, flush_tree
 from compress.errors import InputError, explain_os_error
 
@@ -50,7 +51,7 @@ class Workspace:
             continued = lock.is_file()
             self.work.mkdir(exist_ok=True)
             if not continued:
-                write_atomically(lock, recipe_text)
+                write_text_atomically(lock, recipe_text)
             self.cache.prepare()
         except OSError as error:
             raise explain_os_error(error, self.folder) from error
@@ -122,7 +123,7 @@ class Workspace:
             if final.exists():
                 os.rename(final, old)
             os.rename(partial, final)
-            write_atomically(stamp, _seal(key, final))
+            write_text_atomically(stamp, _seal(key, final))
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -134,24 +135,3 @@ def _seal(key: str, folder: Path) -> str:
     """A key with the names and sizes of what lies in a folder."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return "\n".join([key, *(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files)])
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial = path.with_name(path.name + ".part")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise explain_os_error(error, path) from error
-
-
-__all__ = ["LOCK_FILE", "LOG_FILE", "PARTS", "Workspace", "write_atomically"]

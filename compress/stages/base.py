@@ -45,7 +45,6 @@ class RunContext:
 
     Attributes:
         adapter: of the model as the previous stages left it; its source folder holds the component to change.
-        original: of the model the recipe names.
         trajectory: the logged trajectory of the original model, made on first use.
         folder: empty folder the stage writes its component into.
         seed: of the recipe.
@@ -54,7 +53,6 @@ class RunContext:
     """
 
     adapter: Adapter
-    original: Adapter
     trajectory: Callable[[], Trajectory]
     folder: Path
     seed: int
