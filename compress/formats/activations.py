@@ -38,5 +38,5 @@ def quantize_dequantize(x: Tensor, fmt: Format, scale: Tensor, zero_point: Tenso
         return nearest_values(x.float() / scale, fmt) * scale
     codes = integer_codes(x, fmt, scale, zero_point)
     if zero_point is not None:
-        codes = codes - zero_point
-    return codes * scale
+        codes -= zero_point
+    return codes.mul_(scale)

@@ -28,22 +28,23 @@ def qconv2d(*inputs: Any, **attributes: Any) -> Tensor:
     return conv2d(ConvCall(*inputs, **attributes))
 
 
-def matmul(call: MatmulCall) -> Tensor:
-    """`qmatmul` of a call."""
+def matmul(call: MatmulCall, decoded: Tensor | None = None) -> Tensor:
+    """`qmatmul` of a call; `decoded`, if the caller has kept it, is `weight(call)`."""
     call.check()
     x = smoothed(call)
-    y = F.linear(rounded_activations(x, call), weight(call), _float(call.bias))
+    w = weight(call) if decoded is None else decoded
+    y = F.linear(rounded_activations(x, call), w, _float(call.bias))
     if call.low_rank_a is not None and call.low_rank_b is not None:
         y = y + x @ call.low_rank_a.float() @ call.low_rank_b.float()
     return y.to(call.x.dtype)
 
 
-def conv2d(call: ConvCall) -> Tensor:
-    """`qconv2d` of a call. Padding is an exact zero: it is added after activations were rounded."""
+def conv2d(call: ConvCall, decoded: Tensor | None = None) -> Tensor:
+    """`qconv2d` of a call; `decoded` as in `matmul`. Padding is an exact zero: activations are rounded before it."""
     call.check()
     x = smoothed(call)
     shape = (x.shape[1] // call.groups, *call.kernel)
-    w = weight(call).reshape(call.n, *shape)
+    w = (weight(call) if decoded is None else decoded).reshape(call.n, *shape)
     y = _conv2d(rounded_activations(x, call), w, _float(call.bias), call)
     if call.low_rank_a is not None and call.low_rank_b is not None:
         inner = _conv2d(x, call.low_rank_a.float().T.reshape(-1, *shape), None, call)  # b r h' w'

@@ -1,0 +1,1 @@
+"""Tables of methods and settings, measured alike: `python -m benchmarks.tables NAME`."""

@@ -1,0 +1,101 @@
+"""`python -m benchmarks.tables NAME`: measure a table, or go on measuring it; reports/tables/NAME.{json,md} results."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import nearest
+from benchmarks.tables.render import Measured, key, to_json, to_markdown
+from benchmarks.tables.runner import Done, Options, Task, run_table, tasks
+from benchmarks.tables.table import Result, Table
+from compress.calibration.chunks import write_text_atomically
+from compress.engine.fingerprint import code_hash, versions
+from compress.evaluate.machine import machine_facts
+
+TABLES: dict[str, Table] = {table.name: table for table in (nearest.TABLE,)}
+ROOT = Path(__file__).parents[2]
+
+
+def take(measured: Measured, task: Task, done: Done) -> None:
+    """Enter what a task found."""
+    if task.cell is None:
+        measured.full.setdefault(task.section, []).extend(done.metrics)
+        return
+    place = key(task.cell)
+    if done.failure:
+        measured.failures[place] = done.failure
+        return
+    before = measured.results.get(place, Result(()))
+    measured.results[place] = Result((*before.metrics, *done.metrics))
+
+
+def write(measured: Measured, folder: Path) -> None:
+    """Write both files of a table, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / f"{measured.table.name}.json", to_json(measured))
+    write_text_atomically(folder / f"{measured.table.name}.md", to_markdown(measured))
+
+
+def facts() -> Mapping[str, Any]:
+    """What the numbers were measured with."""
+    machine = machine_facts()
+    wanted = {name: machine[name] for name in ("cpu", "cores", "memory_gb") if name in machine}
+    libraries = {name: versions()[name] for name in ("torch", "diffusers")}
+    return {"date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit(), **wanted, **libraries}
+
+
+def commit() -> str:
+    """Short hash of the commit, with a plus sign when the code differs from it; without git, the code's own hash."""
+    place = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*place, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            [*place, "status", "--porcelain", "--", "compress", "benchmarks"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return f"code {code_hash()[:12]}"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 1 when a cell could not be measured."""
+    parser = argparse.ArgumentParser(prog="benchmarks.tables", description=__doc__)
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--output", type=Path, default=ROOT / "reports" / "tables")
+    parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "tables", help="folder of finished work")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="cells to measure, by name")
+    parser.add_argument(
+        "--no-headlines", action="store_true", help="leave class accuracy and Fréchet distance for later"
+    )
+    parser.add_argument("--list", action="store_true", help="print the cells and stop")
+    given = parser.parse_args(arguments)
+    table = TABLES[given.table]
+    options = Options(given.cache, given.jobs, given.threads, only=tuple(given.only), headlines=not given.no_headlines)
+    if given.list:
+        print("\n".join(task.name for task in tasks(table, options)))
+        return 0
+    measured = Measured(table, options.protocol, facts=dict(facts()))
+    start = time.monotonic()
+    for task, done in run_table(table, options, lambda line: print(line, flush=True)):
+        take(measured, task, done)
+        measured.facts["minutes"] = round((time.monotonic() - start) / 60, 1)
+        write(measured, given.output)
+    broken = [finding for finding in measured.findings() if not finding.holds]
+    for finding in broken:
+        print(f"does not hold: {finding.statement} ({finding.evidence})")
+    return 1 if measured.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

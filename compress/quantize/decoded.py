@@ -1,0 +1,68 @@
+"""Packed layers that keep their weight decoded, where the reference computes them: the same bits, in less time.
+
+The reference decodes packed weights in every call, which takes longer than the product. For measuring many formats on
+one machine; it takes four bytes a weight, so it is no way to ship a model.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from compress.kernels import reference
+from compress.kernels.backends import Reference, select
+from compress.kernels.call import ConvCall, MatmulCall
+from compress.quantize.modules import QuantConv2d, QuantLinear
+
+
+class DecodedLayer(nn.Module):
+    """Twin of a filled packed layer; input and output as that layer's on the reference."""
+
+    decoded: Tensor
+
+    def __init__(self, packed: QuantLinear | QuantConv2d) -> None:
+        super().__init__()
+        self.packed = packed
+        # Decoding reads only the facts of the weight; the input gives a call its number of positions.
+        x = packed.weight_scale.new_empty(0, math.prod(packed.shape[1:]))
+        self.register_buffer("decoded", reference.weight(_matmul(packed, x)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.packed, QuantConv2d):
+            return reference.conv2d(_conv2d(self.packed, x), self.decoded)
+        return reference.matmul(_matmul(self.packed, x), self.decoded)
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoded weight; diffusers asks layers for `.weight.dtype`."""
+        return self.decoded
+
+
+def decode_layers(model: nn.Module) -> nn.Module:
+    """Replace the packed layers of `model` that no faster backend takes by decoded twins, in place; returns `model`.
+
+    The model's outputs stay the same to the bit.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear | QuantConv2d) and _on_reference(module):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, DecodedLayer(module))
+    return model
+
+
+def _on_reference(packed: QuantLinear | QuantConv2d) -> bool:
+    scale = packed.weight_scale
+    if isinstance(packed, QuantConv2d):
+        call: MatmulCall = _conv2d(packed, scale.new_empty(0, packed.shape[1] * packed.geometry["groups"], 1, 1))
+    else:
+        call = _matmul(packed, scale.new_empty(0, packed.shape[1]))
+    return isinstance(select(call.name, call.facts()), Reference)
+
+
+def _matmul(packed: QuantLinear | QuantConv2d, x: Tensor) -> MatmulCall:
+    return MatmulCall(x, packed.weight_packed, packed.weight_scale, **packed.operator_arguments())
+
+
+def _conv2d(packed: QuantConv2d, x: Tensor) -> ConvCall:
+    return ConvCall(x, packed.weight_packed, packed.weight_scale, **packed.operator_arguments(), **packed.geometry)
