@@ -146,11 +146,23 @@ def test_another_recipes_output_is_refused(recipe_file, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["dit", "unet"])
 @pytest.mark.parametrize("marker", ["trajectory-*/chunk-00000.safetensors", "tmp/*/stage-0-quantize-*"])
-def test_a_killed_run_continues_to_the_same_bytes(recipe_file, tmp_path: Path, marker: str) -> None:
+def test_a_killed_run_continues_to_the_same_bytes(
+    recipe_file, tmp_path: Path, dit_folder: Path, family: str, marker: str
+) -> None:
     """SIGKILL during calibration, and during quantization."""
+    source = dit_folder if family == "dit" else tiny_unet2d_pipeline(tmp_path / "tiny-unet")
+    stage = {
+        "kind": "quantize",
+        "weights": {"format": "int4", "granularity": "group", "group": 8},
+        "activations": {"format": "int8", "granularity": "tensor", "mode": "static"},
+    }
     path = recipe_file(
-        evaluate=[], calibration={"sampler": {"kind": "ddim", "steps": 8, "guidance_scale": 1.5}, "samples": 160}
+        model={"source": str(source), "device": "cpu"},
+        stages=[stage],
+        evaluate=[],
+        calibration={"sampler": {"kind": "ddim", "steps": 8, "guidance_scale": 1.5}, "samples": 160},
     )
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     command = [sys.executable, "-m", "compress", "run", str(path), "--output"]
