@@ -44,6 +44,14 @@ def recipe_file(tmp_path: Path, dit_folder: Path):
     return write
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_apart(tmp_path_factory: pytest.TempPathFactory):
+    """Variants of bundled models are made in a cache of the test run, never in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _threads_restored():
     """No test leaves another thread count behind."""

@@ -43,13 +43,20 @@ def formats(json: Json = False) -> None:
 
 
 def zoo(json: Json = False) -> None:
-    """Bundled models: `model: {source: zoo://NAME}`."""
+    """Bundled models: `model: {source: zoo://NAME}`, and the variants made of them on the fly."""
     from compress.models.zoo import ZOO
+    from compress.models.zoo.stress import STRESSES
 
     rows = [(f"zoo://{entry.name}", entry.title, entry.licence) for entry in ZOO.values()]
+    variants = [
+        (f"zoo://{entry.name}?stress={stress}", f"The same function: {title}", entry.licence)
+        for entry in ZOO.values()
+        if "stress" in entry.options
+        for stress, (title, _) in STRESSES.items()
+    ]
     if json:
-        return print_json([dict(zip(("source", "title", "licence"), row, strict=True)) for row in rows])
-    print(text_table(["source", "model", "licence"], rows))
+        return print_json([dict(zip(("source", "title", "licence"), row, strict=True)) for row in rows + variants])
+    print(text_table(["source", "model", "licence"], rows + variants))
     return None
 
 

@@ -40,7 +40,8 @@ class Role(StrEnum):
 class LayerInfo:
     """One `nn.Linear` or `nn.Conv2d`.
 
-    `split` is the input channel at which a skip-concatenation input divides into (backbone, skip), for role `skip`.
+    `split` is the input channel at which a skip-concatenation input divides into (backbone, skip), for role `skip`;
+    None there means that the model's classes do not tell it.
     """
 
     name: str
@@ -106,11 +107,30 @@ class Adapter(Protocol):
         ...
 
     def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
-        """The repeated blocks in the order of computation, by qualified name."""
+        """The units of reconstruction and of block pruning in the order of computation, by qualified name.
+
+        Transformer blocks; of a U-Net, residual and attention blocks. None lies in another, and not every layer lies
+        in one.
+        """
         ...
 
     def layers(self, model: nn.Module) -> list[LayerInfo]:
         """Every linear and convolution with its role, in definition order."""
+        ...
+
+    def conditioning_layers(self, model: nn.Module) -> list[LayerInfo]:
+        """The layers whose input depends on the timestep and the class alone, in the order of computation.
+
+        The embeddings and every block's projection of them: what TFMQ-DM calls the temporal information block (Huang et
+        al. 2024). Raises ModelError where the family does not know them.
+        """
+        ...
+
+    def conditioning(self, model: Any, timestep: Tensor, condition: Condition) -> Tensor:
+        """What the blocks' projections read, `[b, c]`, before the activation that each of them applies itself.
+
+        Runs the embeddings alone, for `timestep` `[b]`. Raises ModelError where the family does not know it.
+        """
         ...
 
     def example_inputs(self, batch: int, *, device: str = "cpu", seed: int = 0) -> DenoiserInputs:

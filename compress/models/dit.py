@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from compress.models.adapter import Role
+from compress.models.adapter import Condition, Role
 from compress.models.generic import GenericAdapter
 from compress.models.roles import RULES, Rule
 
@@ -22,10 +22,22 @@ class DiTAdapter(GenericAdapter):
         *RULES,
     )
 
+    conditioning_roles: ClassVar[frozenset[Role]] = frozenset({Role.TIME_EMBEDDING, Role.MODULATION})
+
     def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """The transformer blocks; a depth-pruned model may have a single one."""
         blocks = model.get_submodule("transformer_blocks")
         return [(f"transformer_blocks.{name}", block) for name, block in blocks.named_children()]
+
+    def conditioning(self, model: Any, timestep: Tensor, condition: Condition) -> Tensor:
+        """Sum of timestep and label embedding `[b, c]` by block 0's embedder, for `timestep` `[b]`.
+
+        adaLN-zero's modulations and the output head read SiLU of it (Peebles and Xie 2023, section 3.2). Checkpoints
+        converted to diffusers hold the same embedder in every block.
+        """
+        embedder = model.transformer_blocks[0].norm1.emb
+        embedding: Tensor = embedder(timestep, condition["class_labels"], hidden_dtype=model.dtype)
+        return embedding
 
     def class_count(self) -> int:
         """Number of classes; the table has one more row, for no class."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import ModelError
-from compress.models.adapter import Condition, DenoiserInputs, LayerInfo, ModelSource
+from compress.models.adapter import Condition, DenoiserInputs, LayerInfo, ModelSource, Role
 from compress.models.inputs import Draw, example_condition
 from compress.models.layout import component_folder, pipeline_index, scheduler_config
 from compress.models.loading import build_skeleton, denoiser_class, load_denoiser
@@ -25,6 +25,7 @@ class GenericAdapter:
 
     family = "generic"
     rules: ClassVar[Sequence[Rule]] = RULES
+    conditioning_roles: ClassVar[frozenset[Role]] = frozenset()  # of the layers that see timestep and class only
     flow_timesteps: ClassVar[frozenset[str]] = frozenset({"SD3Transformer2DModel", "FluxTransformer2DModel"})
 
     def __init__(self, source: ModelSource) -> None:
@@ -46,6 +47,24 @@ class GenericAdapter:
         """Every linear and convolution with its role, in definition order."""
         return describe_layers(model, [name for name, _ in self.blocks(model)], self.rules)
 
+    def conditioning_layers(self, model: nn.Module) -> list[LayerInfo]:
+        """The layers whose input depends on the timestep and the class alone, in the order of computation.
+
+        Raises:
+            ModelError: nobody has told which these are; in text models the prompt may join the timestep.
+        """
+        if not self.conditioning_roles:
+            raise self._unknown_conditioning()
+        return [layer for layer in self.layers(model) if layer.role in self.conditioning_roles]
+
+    def conditioning(self, model: Any, timestep: Tensor, condition: Condition) -> Tensor:
+        """What the blocks' projections read, `[b, c]`, before the activation that each of them applies itself.
+
+        Raises:
+            ModelError: nobody has told how this family computes it.
+        """
+        raise self._unknown_conditioning()
+
     def example_inputs(self, batch: int, *, device: str = "cpu", seed: int = 0) -> DenoiserInputs:
         """Inputs of the model's native size; timesteps are int64, for flow models float32.
 
@@ -54,7 +73,7 @@ class GenericAdapter:
         """
         draw = Draw(batch, device, torch.Generator().manual_seed(seed))
         condition = example_condition(self.source.denoiser_class, self.config, draw)
-        timestep = draw.integers(1000)
+        timestep = draw.integers(self.config.get("num_train_timesteps") or 1000)
         if self.source.denoiser_class in self.flow_timesteps:
             timestep = timestep.float()
         return DenoiserInputs(draw.normal(*self.sample_shape()), timestep, condition)
@@ -69,14 +88,25 @@ class GenericAdapter:
 
     def class_count(self) -> int | None:
         """Number of classes, the null class not counted, or None for a model without a class table."""
-        rows: int | None = self.config.get("num_class_embeds")
-        if rows is None or self.config.get("class_embed_type") is not None:
-            return None
-        return rows - 1 if self.null_class() == rows - 1 else rows
+        rows = self._class_rows
+        return rows if rows is None or self.null_class() is None else rows - 1
 
     def null_class(self) -> int | None:
-        """Class index that means "no class": `null_class` of the pipeline's model_index.json, else None."""
-        null: int | None = pipeline_index(Path(self.source.folder)).get("null_class")
+        """Class index that means "no class": `null_class` of the pipeline's model_index.json, else None.
+
+        Raises:
+            ModelError: it is not the last row of the class table, so that the classes would not be 0 … n - 1.
+        """
+        folder, rows = Path(self.source.folder), self._class_rows
+        null: int | None = pipeline_index(folder).get("null_class")
+        if null is None or rows is None:
+            return None
+        if null != rows - 1:
+            raise ModelError(
+                f"null_class {null} is not the last of {rows} rows of the class table",
+                where=str(folder / "model_index.json"),
+                hint=f"set it to {rows - 1}, or remove it if no row means no class",
+            )
         return null
 
     def class_condition(self, labels: Tensor) -> dict[str, Tensor]:
@@ -127,6 +157,18 @@ class GenericAdapter:
     @cached_property
     def _parameters(self) -> frozenset[str]:
         return frozenset(inspect.signature(denoiser_class(self.source).forward).parameters)
+
+    @property
+    def _class_rows(self) -> int | None:
+        """Rows of the class table; with a `class_embed_type` diffusers builds none."""
+        rows: int | None = self.config.get("num_class_embeds")
+        return rows if self.config.get("class_embed_type") is None else None
+
+    def _unknown_conditioning(self) -> ModelError:
+        return ModelError(
+            f"which part of {self.source.denoiser_class} depends on timestep and class alone is not known",
+            hint="use a method that does not treat the time path apart",
+        )
 
     def _keywords(self, condition: Condition) -> dict[str, Any]:
         named: dict[str, Any] = {key: value for key, value in condition.items() if key in self._parameters}

@@ -23,6 +23,13 @@ class LayerFacts:
     macs: int
     parameters: int
 
+    @property
+    def role_text(self) -> str:
+        """The role, for a skip concatenation with the channels of backbone and skip: `skip 64+32`."""
+        if self.info.split is None:
+            return self.info.role
+        return f"{self.info.role} {self.info.split}+{self.info.weight_shape[1] - self.info.split}"
+
 
 @dataclass(frozen=True)
 class BlockFacts:

@@ -53,6 +53,12 @@ RULES: tuple[Rule, ...] = (
     (r"^(?:conv_out|proj_out|final_layer\.linear)$", Role.OUT_PROJECTION),
 )
 
+# diffusers' levels that hand on, or take in, one skip for each residual block. Its k-diffusion levels do otherwise.
+_LEVEL = re.compile(
+    r"(?:Attn|CrossAttn|SimpleCrossAttn|Skip|AttnSkip)?(?:Down|Up)Block2D|Resnet(?:Down|Up)sampleBlock2D"
+    r"|UNetMidBlock2D(?:CrossAttn|SimpleCrossAttn)?"
+)
+
 
 def role_of(name: str, layer: nn.Module, rules: Sequence[Rule] = RULES) -> Role:
     """Role of one layer by its name; a layer no rule knows is a plain linear or convolution."""
@@ -99,7 +105,7 @@ def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     several composite modules of one class, or whose name says "blocks" or "layers".
     """
     if _is_unet(model):
-        return list(_unet_levels(model))
+        return list(unet_levels(model))
     found: list[tuple[str, nn.Module]] = []
     lists: list[str] = []
     for name, module in model.named_modules():
@@ -114,34 +120,46 @@ def skip_splits(model: nn.Module) -> dict[str, int | None]:
     """Names of the convolutions that read a concatenation [backbone, skip], with the backbone's channel count.
 
     In a UNet's up path every residual block reads what the block before it made, followed by the channels of one skip
-    connection (Q-Diffusion: Li et al. 2023, section 4.3). The count is None where the modules do not tell it.
+    connection (Q-Diffusion: Li et al. 2023, section 4.3). Skips leave in the reverse of the order in which the input
+    convolution, the down path's residual blocks and its downsamplers made them. The count is None if a level's class
+    is not known to do so, or if backbone and skip do not add up to the convolution's input.
     """
     if not _is_unet(model):
         return {}
+    known = all(_LEVEL.fullmatch(type(level).__name__) for _, level in unet_levels(model))
     splits: dict[str, int | None] = {}
-    width = None
-    for level_name, level in _unet_levels(model):
+    width = _channels(model, "conv_in", "out_channels")
+    skips = [width]
+    for level_name, level in unet_levels(model):
         for i, resnet in enumerate(getattr(level, "resnets", None) or ()):
-            conv1 = getattr(resnet, "conv1", None)
-            concatenates = isinstance(conv1, nn.Conv2d) and (width is None or conv1.in_channels > width)
-            if level_name.startswith("up_blocks.") and concatenates:
-                names = ["conv1"] + (["conv_shortcut"] if isinstance(resnet.conv_shortcut, nn.Conv2d) else [])
-                splits |= {f"{level_name}.resnets.{i}.{part}": width for part in names}
-            width = _output_channels(resnet)
+            read = _channels(resnet, "conv1", "in_channels")
+            if level_name.startswith("up_blocks.") and read is not None:
+                skip = skips.pop() if skips else None
+                if width is None or read > width:
+                    adds_up = width is not None and skip is not None and width + skip == read
+                    names = ["conv1"] + (["conv_shortcut"] if isinstance(resnet.conv_shortcut, nn.Module) else [])
+                    split = width if known and adds_up else None
+                    splits |= {f"{level_name}.resnets.{i}.{part}": split for part in names}
+            width = _channels(resnet, "conv2", "out_channels")
+            if level_name.startswith("down_blocks."):
+                skips.append(width)
+        if level_name.startswith("down_blocks.") and getattr(level, "downsamplers", None):
+            skips.append(width)
     return splits
 
 
-def _is_unet(model: nn.Module) -> bool:
-    return all(isinstance(getattr(model, name, None), nn.ModuleList) for name in ("down_blocks", "up_blocks"))
-
-
-def _unet_levels(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def unet_levels(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The levels of a UNet by name in the order of computation: down, mid, up."""
     for part in ("down_blocks", "mid_block", "up_blocks"):
         module = getattr(model, part, None)
         if isinstance(module, nn.ModuleList):
             yield from ((f"{part}.{i}", child) for i, child in enumerate(module))
         elif isinstance(module, nn.Module):
             yield part, module
+
+
+def _is_unet(model: nn.Module) -> bool:
+    return all(isinstance(getattr(model, name, None), nn.ModuleList) for name in ("down_blocks", "up_blocks"))
 
 
 def _holds_blocks(name: str, modules: nn.ModuleList) -> bool:
@@ -151,6 +169,6 @@ def _holds_blocks(name: str, modules: nn.ModuleList) -> bool:
     return len(modules) > 0 and composite and trainable and (repeated or name.endswith(("blocks", "layers")))
 
 
-def _output_channels(resnet: nn.Module) -> int | None:
-    conv = getattr(resnet, "conv2", None)
-    return conv.out_channels if isinstance(conv, nn.Conv2d) else None
+def _channels(module: nn.Module, layer: str, side: str) -> int | None:
+    channels: int | None = getattr(getattr(module, layer, None), side, None)
+    return channels

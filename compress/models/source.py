@@ -13,6 +13,7 @@ from compress.models.adapter import Adapter, ModelSource
 from compress.models.layout import component_files, component_folder, has_weights, pipeline_index, read_json
 from compress.models.tensors import TensorReader, read_tensors
 from compress.models.zoo import zoo_entry, zoo_folder
+from compress.models.zoo.stress import stressed_folder
 
 __all__ = ["TensorReader", "component_files", "component_folder", "open_adapter", "read_tensors", "resolve"]
 
@@ -34,9 +35,11 @@ def resolve(name: str) -> ModelSource:
 
     Only `hf://` touches the network, and only because the user wrote it. Weights are not read, but whatever weight
     files are there must be whole. A folder with a configuration alone is a source that can be inspected and planned.
+    A variant `zoo://NAME?stress=VALUE` is made on first use, in $COMPRESS_CACHE or the user's cache folder.
 
     Raises:
         ModelError: there is no such model, or its folder is not in diffusers' layout.
+        OutputError: a variant cannot be written.
     """
     if name.startswith("zoo://"):
         return _from_folder(name, _zoo(name))
@@ -57,8 +60,13 @@ def open_adapter(source: ModelSource) -> Adapter:
 def _families() -> dict[str, Callable[[ModelSource], Adapter]]:
     from compress.models.dit import DiTAdapter
     from compress.models.flux import FluxAdapter
+    from compress.models.unet2d import UNet2DAdapter
 
-    return {"DiTTransformer2DModel": DiTAdapter, "FluxTransformer2DModel": FluxAdapter}
+    return {
+        "DiTTransformer2DModel": DiTAdapter,
+        "FluxTransformer2DModel": FluxAdapter,
+        "UNet2DModel": UNet2DAdapter,
+    }
 
 
 def _generic() -> Callable[[ModelSource], Adapter]:
@@ -70,11 +78,16 @@ def _generic() -> Callable[[ModelSource], Adapter]:
 def _zoo(name: str) -> Path:
     model, _, query = name.removeprefix("zoo://").partition("?")
     entry = zoo_entry(model)
-    for key, _value in parse_qsl(query, keep_blank_values=True):
+    options: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in entry.options:
             known = ", ".join(entry.options) or "none"
             raise ModelError(f"unknown option {key!r}", where=name, hint=f"options of zoo://{model}: {known}")
-    return zoo_folder(model)
+        if key in options:
+            raise ModelError(f"option {key!r} is given twice", where=name)
+        options[key] = value
+    folder = zoo_folder(model)
+    return stressed_folder(folder, options["stress"]) if "stress" in options else folder
 
 
 def _download(name: str) -> Path:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from layer_inputs import inputs_of_layers
 from tiny import tiny_dit, tiny_dit_pipeline
 
 from compress.models.adapter import Role
@@ -103,6 +104,33 @@ def test_inputs_repeat_by_seed_and_exist_on_meta(adapter: DiTAdapter) -> None:
     assert meta.sample.is_meta and meta.sample.shape == first.sample.shape
     assert meta.condition["class_labels"].dtype == first.condition["class_labels"].dtype == torch.int64
     assert adapter.denoise(adapter.skeleton(), *meta).shape == (4, 1, 8, 8)
+
+
+def test_conditioning_layers_read_timestep_and_class_alone(adapter: DiTAdapter) -> None:
+    model, inputs = adapter.load(), adapter.example_inputs(2)
+    moved = inputs._replace(timestep=inputs.timestep + 1, condition={"class_labels": torch.tensor([10, 10])})
+    first, sampled, timed = (
+        inputs_of_layers(adapter, model, given)
+        for given in (inputs, inputs._replace(sample=inputs.sample.flip(0)), moved)
+    )
+    unmoved = [name for name, read in first.items() if torch.equal(read, sampled[name])]
+    assert [layer.name for layer in adapter.conditioning_layers(model)] == unmoved
+    assert len(unmoved) == 3 * 3 + 1
+    assert not [name for name in unmoved if torch.equal(first[name], timed[name])]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_conditioning_is_what_modulations_and_head_read(adapter: DiTAdapter, dtype: str) -> None:
+    model, inputs = adapter.load(dtype=dtype), adapter.example_inputs(2)
+    sample = inputs.sample.to(model.dtype)
+    read = inputs_of_layers(adapter, model, inputs._replace(sample=sample))
+    for part in (model.pos_embed, *model.transformer_blocks[1:], model.proj_out_1, model.proj_out_2):
+        part.to("meta")  # whatever ran there could not give numbers
+    found = adapter.conditioning(model, inputs.timestep, inputs.condition)
+    assert found.shape == (2, 16) and found.dtype == model.dtype
+    modulations = [name for name in read if name.endswith("norm1.linear")] + ["proj_out_1"]
+    assert len(modulations) == 4
+    assert all(torch.equal(torch.nn.functional.silu(found), read[name]) for name in modulations)
 
 
 def test_noise_schedule(adapter: DiTAdapter) -> None:

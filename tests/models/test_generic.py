@@ -48,6 +48,17 @@ def test_text_models_take_no_classes(tmp_path: Path) -> None:
     assert adapter.null_condition({"encoder_hidden_states": torch.zeros(1, 3, 12)}) is None
 
 
+@pytest.mark.parametrize("class_name", sorted(TINY_CONFIGS))
+def test_families_that_do_not_know_their_conditioning_say_so(tmp_path: Path, class_name: str) -> None:
+    config = {"_class_name": class_name} | TINY_CONFIGS[class_name]
+    adapter = open_adapter(resolve(str(config_only_folder(tmp_path, config))))
+    model, (_, timestep, condition) = adapter.skeleton(), adapter.example_inputs(1, device="meta")
+    with pytest.raises(ModelError, match=f"which part of {class_name} depends on timestep and class alone"):
+        adapter.conditioning_layers(model)
+    with pytest.raises(ModelError, match=f"which part of {class_name} depends on timestep and class alone"):
+        adapter.conditioning(model, timestep, condition)
+
+
 def test_class_conditional_unet(tmp_path: Path) -> None:
     adapter = open_adapter(resolve(str(tiny_unet2d_pipeline(tmp_path))))
     condition = adapter.class_condition(torch.tensor([1, 2]))

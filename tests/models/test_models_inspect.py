@@ -79,7 +79,23 @@ def test_a_unet_by_hand(tmp_path: Path) -> None:
     assert macs["up_blocks.1.resnets.0.conv_shortcut"] == 8 * 8 * 16 * 48
     assert facts.attention_macs == sum(block.attention_macs for block in facts.blocks) == 4 * (2 * 16 * 16 * 32)
     assert sum(b.parameters for b in facts.blocks) < facts.parameters == sum(p.numel() for p in model.parameters())
-    assert len(facts.layers) == sum(b.layers for b in facts.blocks) + 4
+    outside = {layer.info.name for layer in facts.layers if layer.info.block is None}
+    resamplers = {"down_blocks.0.downsamplers.0.conv", "up_blocks.0.upsamplers.0.conv"}
+    assert outside == {"conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"} | resamplers
+    assert len(facts.layers) == sum(b.layers for b in facts.blocks) + len(outside)
+
+
+def test_skip_layers_tell_where_their_input_is_joined(tmp_path: Path) -> None:
+    """Widths 16 and 32: the skips of the upper level leave as 32 and 16 channels, those of the lower as 16 and 16."""
+    layers = {layer.info.name: layer.role_text for layer in _inspect(tiny_unet2d_pipeline(tmp_path)).layers}
+    skips = {name: text for name, text in layers.items() if text.startswith("skip")}
+    joins = {"0.resnets.0": "32+32", "0.resnets.1": "32+16", "1.resnets.0": "32+16", "1.resnets.1": "16+16"}
+    assert skips == {
+        f"up_blocks.{name}.{part}": f"skip {join}"
+        for name, join in joins.items()
+        for part in ("conv1", "conv_shortcut")
+    }
+    assert layers["conv_in"] == "in_projection" and layers["up_blocks.0.resnets.0.conv2"] == "conv"
 
 
 @pytest.mark.parametrize("class_name", sorted(TINY_CONFIGS))

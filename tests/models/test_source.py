@@ -22,9 +22,14 @@ def test_a_pipeline_folder(tmp_path: Path) -> None:
     assert open_adapter(source).family == "dit"
 
 
-def test_a_unet_pipeline_gets_the_generic_adapter(tmp_path: Path) -> None:
+def test_a_unet_pipeline(tmp_path: Path) -> None:
     source = resolve(str(tiny_unet2d_pipeline(tmp_path)))
     assert source.denoiser == "unet"
+    assert open_adapter(source).family == "unet2d"
+
+
+def test_a_class_without_a_family_gets_the_generic_adapter(tmp_path: Path) -> None:
+    source = resolve(str(config_only_folder(tmp_path, {"_class_name": "SD3Transformer2DModel"})))
     assert open_adapter(source).family == "generic"
 
 

@@ -36,6 +36,14 @@ ZOO: dict[str, ZooEntry] = {
             title="Class-conditional DiT, 8 blocks of width 128, on 16x16 handwritten digits",
             licence="Apache-2.0",
             citation="Data: MNIST (LeCun, Cortes and Burges 1998). Architecture: DiT (Peebles and Xie 2023).",
+            options=("stress",),
+        ),
+        ZooEntry(
+            name="digits-unet",
+            title="Class-conditional U-Net, widths 32, 64 and 128 with attention, on 16x16 handwritten digits",
+            licence="Apache-2.0",
+            citation="Data: MNIST (LeCun, Cortes and Burges 1998). Architecture: DDPM (Ho et al. 2020).",
+            options=("stress",),
         ),
     )
 }

@@ -1,7 +1,8 @@
 """Train a bundled model: `python -m compress.models.zoo.train digits-dit --data mnist.npz --output DIR`.
 
-Every random draw of step s comes from a generator seeded by (seed, s), so a run that was stopped and continued sees the
-batches and the noise of an undisturbed one. Checkpoints are safetensors; the newest complete one is continued.
+Every random draw of step s comes from a generator seeded by (seed, s), so a run that was stopped, by Ctrl-C or worse,
+and started again goes on from its last saved state to the weights of an undisturbed one. With `--bundle` the trained
+model is written as it ships, with a card of what was measured on it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -23,9 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from compress.models.zoo import digits_dit, digits_unet
 from compress.models.zoo.data import MNIST_ID, Split, load_digits
 
 _STATE_FILE = "training.safetensors"
+_PREDICTIONS = ("v_prediction", "epsilon")
+_BUNDLE_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,31 @@ class TrainSettings:
     warmup: int = 200
     ema: float = 0.999
     label_dropout: float = 0.1
-    prediction: str = "v_prediction"  # or epsilon
+    prediction: str = "v_prediction"  # one of _PREDICTIONS
     seed: int = 0
     autocast: bool = True
+
+
+class TrainRecipe(NamedTuple):
+    """How one bundled denoiser is built and trained."""
+
+    build: Callable[[int], Any]
+    scheduler_config: Mapping[str, Any]
+    null_class: int
+    settings: TrainSettings
+
+
+RECIPES: dict[str, TrainRecipe] = {
+    "digits-dit": TrainRecipe(
+        digits_dit.build, digits_dit.SCHEDULER_CONFIG, digits_dit.NULL_CLASS, TrainSettings(prediction="v_prediction")
+    ),
+    "digits-unet": TrainRecipe(
+        digits_unet.build,
+        digits_unet.SCHEDULER_CONFIG,
+        digits_unet.NULL_CLASS,
+        TrainSettings(steps=4000, learning_rate=8e-4, prediction="epsilon"),
+    ),
+}
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
@@ -57,13 +82,18 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 class DenoiserTrainer:
-    """State of one training run: model, moving average, optimizer, step counter."""
+    """State of one training run: model, moving average, optimizer, step counter.
 
-    def __init__(self, model: Any, alphas_cumprod: Tensor, null_class: int, settings: TrainSettings) -> None:
+    Batches and noise are drawn on the CPU wherever the model is, so that every device sees the same.
+    """
+
+    def __init__(
+        self, model: Any, alphas_cumprod: Tensor, null_class: int, settings: TrainSettings, device: str = "cpu"
+    ) -> None:
         from diffusers.training_utils import EMAModel
 
-        self.model, self.settings, self.null_class, self.step = model, settings, null_class, 0
-        self.alphas_cumprod = alphas_cumprod
+        self.model, self.settings, self.null_class, self.step = model.to(device), settings, null_class, 0
+        self.alphas_cumprod, self.device = alphas_cumprod, torch.device(device)
         self.parameters = list(model.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=0.0)
         self.ema = EMAModel(self.parameters, decay=settings.ema, use_ema_warmup=True, power=0.75)
@@ -78,14 +108,15 @@ class DenoiserTrainer:
         t = torch.randint(len(self.alphas_cumprod), (s.batch,), generator=generator)
         noise = torch.randn(x0.shape, generator=generator)
         abar = self.alphas_cumprod[t][:, None, None, None]
-        x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+        x = (abar.sqrt() * x0 + (1 - abar).sqrt() * noise).to(self.device)
+        t, labels = t.to(self.device), labels.to(self.device)
         # The flash backward of torch 2.13 on a CPU takes half the step at 64 tokens; plain matmuls a twentieth.
-        with torch.autocast("cpu", torch.bfloat16, enabled=s.autocast), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=s.autocast), sdpa_kernel(SDPBackend.MATH):
             predicted = self.model(x, timestep=t, class_labels=labels, return_dict=False)[0]
         # v of Salimans and Ho 2022, appendix D. Predicting noise instead leaves the first steps of a cosine schedule,
         # where an error in the noise weighs 30 times in the image, too weak to draw clean digits.
         target = abar.sqrt() * noise - (1 - abar).sqrt() * x0 if s.prediction == "v_prediction" else noise
-        return torch.nn.functional.mse_loss(predicted.float(), target)
+        return torch.nn.functional.mse_loss(predicted.float(), target.to(self.device))
 
     def train_step(self, split: Split) -> float:
         """One optimizer step; returns the loss."""
@@ -113,7 +144,7 @@ class DenoiserTrainer:
         with torch.no_grad():
             for i, p in enumerate(self.parameters):
                 p.copy_(flat[f"model.{i}"])
-        self.ema.shadow_params = [flat[f"ema.{i}"] for i in range(len(self.parameters))]
+        self.ema.shadow_params = [flat[f"ema.{i}"].to(self.device) for i in range(len(self.parameters))]
         self.ema.optimization_step = step
         state = self.optimizer.state_dict()
         keys = ("step", "exp_avg", "exp_avg_sq")
@@ -152,28 +183,19 @@ def _progress(trainer: DenoiserTrainer, split: Split, until: int) -> Iterator[tu
         yield trainer.step, loss
 
 
-def start_from(trainer: DenoiserTrainer, init: Path) -> None:
-    """Begin with the averaged weights of another training run instead of random ones."""
-    flat = load_file(init / _STATE_FILE)
-    with torch.no_grad():
-        for i, p in enumerate(trainer.parameters):
-            p.copy_(flat[f"ema.{i}"])
-            trainer.ema.shadow_params[i].copy_(p)
-
-
-def train_digits_dit(
-    data: str, output: Path, settings: TrainSettings, save_every: int, init: Path | None = None
+def train_denoiser(
+    name: str, split: Split, output: Path, settings: TrainSettings, save_every: int, device: str = "cpu"
 ) -> DenoiserTrainer:
-    """Train, or go on training, `digits-dit`; the state stays in `output`."""
+    """Train, or go on training, a bundled denoiser; the state stays in `output`.
+
+    Raises:
+        SystemExit: `output` holds the state of a training with other settings.
+    """
     from diffusers import DDPMScheduler
 
-    from compress.models.zoo import digits_dit
-
-    split = load_digits(data, "train")
-    alphas = DDPMScheduler.from_config({k: v for k, v in digits_dit.SCHEDULER_CONFIG.items()}).alphas_cumprod
-    trainer = DenoiserTrainer(digits_dit.build(settings.seed), alphas, digits_dit.NULL_CLASS, settings)
-    if init is not None:
-        start_from(trainer, init)
+    recipe = RECIPES[name]
+    alphas = DDPMScheduler.from_config(dict(recipe.scheduler_config)).alphas_cumprod
+    trainer = DenoiserTrainer(recipe.build(settings.seed), alphas, recipe.null_class, settings, device)
     spent, start, recent = restore_training(trainer, output), time.monotonic(), []
     for step, loss in _progress(trainer, split, settings.steps):
         recent.append(loss)
@@ -186,42 +208,98 @@ def train_digits_dit(
     return trainer
 
 
-def bundle(trainer: DenoiserTrainer, given: dict[str, Any]) -> None:
-    """Write the model's moving average as a bundled model with its card."""
-    from compress.models.zoo import digits_dit
-    from compress.models.zoo.card import write_card
+def command_text(name: str, settings: TrainSettings, given: Mapping[str, Any]) -> str:
+    """The command that trains and bundles the same model again; local folders are left out of it.
 
-    folder, machine, before = given["bundle"], given["machine"], given["before"]
+    Args:
+        given: the command line's `data`, `threads`, `device` and `bundle_images`.
+    """
+    usual, data = RECIPES[name].settings, given["data"]
+    words = ["--data", Path(data).name if data.endswith(".npz") else data, "--output", f"runs/{name}"]
+    for key, value in asdict(settings).items():
+        if value == getattr(usual, key):
+            continue
+        words += _option(key, value)
+    for key, default in (("threads", None), ("device", "cpu"), ("bundle_images", _BUNDLE_IMAGES)):
+        if given[key] != default:
+            words += _option(key, given[key])
+    return " ".join(["python -m compress.models.zoo.train", name, *words, "--bundle", name])
+
+
+def _option(key: str, value: object) -> list[str]:
+    option = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", str(value)]
+
+
+def machine_words(device: str) -> str:
+    """What this process trains on, for the card."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'' if threads == 1 else 's'}"
+
+
+def bundle(name: str, trainer: DenoiserTrainer, images: int, given: Mapping[str, Any]) -> None:
+    """Write the model's moving average as a bundled model with its card, and print what the card says of it.
+
+    Args:
+        trainer: a trained one, whose weights are replaced by their average.
+        images: training images there were.
+        given: the command line's options.
+    """
+    from compress.models.zoo.card import TrainingFacts, write_card
+
     trainer.ema.copy_to(trainer.parameters)
     with safe_open(given["output"] / _STATE_FILE, "pt") as file:
-        facts = json.loads(file.metadata()["training"])
-    steps, minutes = facts["step"], facts["seconds"] / 60
-    batch = facts["settings"]["batch"]
-    facts["history"] = f"{before}{steps:,} steps of {batch} images, {minutes:.0f} minutes on {machine}"
-    facts["command"] = "python -m compress.models.zoo.train " + " ".join(sys.argv[1:])
-    result = write_card(trainer.model.eval(), folder, digits_dit.SCHEDULER_CONFIG, facts, given["bundle_images"])
-    print(f"{folder}: class accuracy {100 * result.accuracy:.1f} % (DDIM {result.steps} steps, n = {result.n})")
+        state = json.loads(file.metadata()["training"])
+    command = command_text(name, trainer.settings, given)
+    machine = given["machine"] or machine_words(given["device"])
+    facts = TrainingFacts(images, state["step"], state["seconds"], machine, command, state["settings"])
+    # A model trained on another target than its recipe's must also be sampled as such.
+    scheduler_config = {**RECIPES[name].scheduler_config, "prediction_type": trainer.settings.prediction}
+    model = trainer.model.to("cpu").eval()
+    for line in write_card(name, model, given["bundle"], scheduler_config, facts, given["bundle_images"]):
+        print(line, flush=True)
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line's options by name; `settings` holds those of the training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["digits-dit"])
+    parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--data", default=MNIST_ID, help=".npz with x_train, y_train, x_test, y_test, or a datasets id")
     parser.add_argument("--output", type=Path, required=True, help="folder of the training state, continued if there")
     parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument("--init", type=Path, help="folder of an earlier training, to start from its average")
-    parser.add_argument("--bundle", type=Path, help="when trained, write the model, its card and its score here")
-    parser.add_argument("--bundle-images", type=int, default=2000, help="images the score is measured on")
-    parser.add_argument("--machine", default="2 CPU cores", help="words for the card")
-    parser.add_argument("--before", default="", help="words for the card about the training that --init came from")
+    parser.add_argument("--bundle", type=Path, help="when trained, write the model, its card and its scores here")
+    parser.add_argument("--bundle-images", type=int, default=_BUNDLE_IMAGES, help="images the scores are measured on")
+    parser.add_argument("--machine", help="words for the card, if this process is not the one that trained")
+    parser.add_argument("--threads", type=int, help="another count changes the rounding, hence the weights")
+    parser.add_argument("--device", default="cpu", help="cuda trains on a GPU, with the CPU's batches and noise")
     for name, value in asdict(TrainSettings()).items():
-        kind = (lambda text: text.lower() in ("1", "true", "yes")) if isinstance(value, bool) else type(value)
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value)
-    given = vars(parser.parse_args())
-    settings = TrainSettings(**{name: given[name] for name in asdict(TrainSettings())})
-    trainer = train_digits_dit(given["data"], given["output"], settings, given["save_every"], given["init"])
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction)
+        else:
+            parser.add_argument(option, type=type(value), choices=_PREDICTIONS if name == "prediction" else None)
+    given = vars(parser.parse_args(arguments))
+    chosen = {key: given.pop(key) for key in asdict(TrainSettings())}
+    changes = {key: value for key, value in chosen.items() if value is not None}
+    return given | {"settings": replace(RECIPES[given["model"]].settings, **changes)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parse(arguments)
+    if given["threads"] is not None:
+        torch.set_num_threads(given["threads"])
+    name, output = given["model"], given["output"]
+    split = load_digits(given["data"], "train")
+    try:
+        trainer = train_denoiser(name, split, output, given["settings"], given["save_every"], given["device"])
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; the same command goes on from the last state saved in {output}") from None
     if given["bundle"] is not None:
-        bundle(trainer, given)
+        bundle(name, trainer, len(split.labels), given)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 from safetensors.torch import load_file
 from tiny import tiny_dit, tiny_unet2d
 
+from compress.models.zoo import digits_unet
 from compress.models.zoo.bundle import null_class, write_bundled_model
 from compress.models.zoo.digits_dit import SCHEDULER_CONFIG, share_embedder
 
@@ -65,3 +66,11 @@ def test_an_unconditional_bundle_loads_in_plain_diffusers(tmp_path: Path) -> Non
     pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(batch_size=1, num_inference_steps=2, output_type="np").images.shape[:3] == (1, 8, 8)
+
+
+def test_the_unet_that_ships_keeps_its_null_class_in_the_last_row(tmp_path: Path) -> None:
+    write_bundled_model(digits_unet.build(0), tmp_path, digits_unet.SCHEDULER_CONFIG)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["null_class"] == digits_unet.NULL_CLASS and index["unet"] == ["diffusers", "UNet2DModel"]
+    table = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")["class_embedding.weight"]
+    assert len(table) == digits_unet.CLASSES + 1
