@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -40,6 +41,14 @@ def write(measured: Measured, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text_atomically(folder / f"{measured.table.name}.json", to_json(measured))
     write_text_atomically(folder / f"{measured.table.name}.md", to_markdown(measured))
+
+
+def minutes_before(path: Path) -> float:
+    """Minutes that earlier runs of a table took, from the file they left; 0 without one."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf8"))["facts"]["minutes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def facts() -> Mapping[str, Any]:
@@ -86,12 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(task.name for task in tasks(table, options)))
         return 0
     measured = Measured(table, options.protocol, facts=dict(facts()))
-    start = time.monotonic()
+    spent, start = minutes_before(given.output / f"{table.name}.json"), time.monotonic()
     for task, done in run_table(table, options, lambda line: print(line, flush=True)):
         take(measured, task, done)
-        measured.facts["minutes"] = round((time.monotonic() - start) / 60, 1)
+        measured.facts["minutes"] = round(spent + (time.monotonic() - start) / 60, 1)
         write(measured, given.output)
-    broken = [finding for finding in measured.findings() if not finding.holds]
+    broken = [finding for finding in measured.findings() if finding.holds == "no"]
     for finding in broken:
         print(f"does not hold: {finding.statement} ({finding.evidence})")
     return 1 if measured.failures else 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
-from benchmarks.tables.table import Cell, Finding, Results, Table
+from benchmarks.tables.table import Cell, Finding, Results, Table, Verdict
 
 BITS = ("W8A8", "W6A8", "W4A8", "W4A6", "W4A4", "W3A8", "W2A8")
 GRANULARITIES: dict[str, dict[str, Any]] = {
@@ -74,7 +75,7 @@ def findings(results: Results) -> list[Finding]:
         found.append(
             Finding(
                 "outliers raise the noise error of W8A8 with static per-tensor inputs at least tenfold",
-                after >= 10 * before,
+                "yes" if after >= 10 * before else "no",
                 f"{before:.3g} without, {after:.3g} with",
             )
         )
@@ -82,12 +83,18 @@ def findings(results: Results) -> list[Finding]:
 
 
 def _increasing(results: Results, cells: list[tuple[str, str, str]], why: str) -> Finding:
-    values = [results[cell].value("noise_error") for cell in cells]
+    found = [results[cell].find("noise_error") for cell in cells]
+    metrics = [metric for metric in found if metric is not None]
+    pairs = list(pairwise(metrics))
+    holds: Verdict = "yes"
+    if any(after.value < before.value for before, after in pairs):
+        apart = any(after.spread["ci95_high"] < before.spread["ci95_low"] for before, after in pairs)
+        holds = "no" if apart else "within intervals"
     section, row, column = cells[0]
-    place = f"{section}, {column}" if len({cell[1] for cell in cells}) > 1 else f"{section}, {row}"
-    names = [cell[1] if len({c[1] for c in cells}) > 1 else cell[2] for cell in cells]
-    evidence = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values, strict=True))
-    return Finding(f"{place}: noise error grows with {why}", values == sorted(values), evidence)
+    same_row = len({cell[1] for cell in cells}) == 1
+    names = [cell[2] if same_row else cell[1] for cell in cells]
+    evidence = ", ".join(f"{name} {metric.value:.3g}" for name, metric in zip(names, metrics, strict=True))
+    return Finding(f"{section}, {row if same_row else column}: noise error grows with {why}", holds, evidence)
 
 
 TABLE = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,20 +105,23 @@ def to_markdown(measured: Measured) -> str:
     """The table for people: a matrix of each ranking metric a section, headline rows, floors, findings."""
     table, p = measured.table, measured.protocol
     sampler = f"{p.sampler.kind.upper()}, {p.sampler.steps} steps, guidance {p.sampler.guidance_scale:g}"
-    facts = "; ".join(f"{name} {value}" for name, value in measured.facts.items())
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured.facts.items())
     parts = [
         f"# {table.title}",
         table.note,
-        f"Measured by `python -m benchmarks.tables {table.name}` as docs/evaluation.md lays down: noise error on "
-        f"{p.pairs:,} stored pairs, PSNR of {p.images} image pairs ({sampler}), denoising loss on {p.noised:,} noised "
-        f"images. Intervals are 95 % bootstrap. {facts}.",
+        _lines(
+            f"Measured by `python -m benchmarks.tables {table.name}` as docs/evaluation.md lays down: noise error on "
+            f"{p.pairs:,} stored pairs, PSNR of {p.images} image pairs ({sampler}), denoising loss on {p.noised:,} "
+            f"noised images. Intervals are 95 % bootstrap. Seed 0. {facts}."
+        ),
     ]
     for section in table.sections:
         if any(cell.section == section and key(cell) in measured.results for cell in table.cells):
             parts += _section(measured, section)
     if found := measured.findings():
-        rows = [[f.statement, "yes" if f.holds else "**no**", f.evidence] for f in found]
-        parts += ["## Findings", _grid(["statement", "holds", "measured"], rows)]
+        rows = [[f.statement, "**no**" if f.holds == "no" else f.holds, f.evidence] for f in found]
+        told = "`within intervals`: turned round only between values whose 95 % intervals overlap."
+        parts += ["## Findings", told, _grid(["statement", "holds", "measured"], rows, ("---", "---", "---"))]
     if missing := [cell.name for cell in table.cells if key(cell) not in measured.results]:
         reasons = [f"- {name}" + _reason(measured, name) for name in missing]
         parts += ["## Not measured", "\n".join(reasons)]
@@ -129,7 +133,7 @@ def _reason(measured: Measured, name: str) -> str:
 
 
 def _section(measured: Measured, section: str) -> list[str]:
-    parts = [f"## {section}", f"Model `{measured.table.sections[section]}`. {_floor_text(measured, section)}"]
+    parts = [f"## {section}", _lines(f"Model `{measured.table.sections[section]}`. {_floor_text(measured, section)}")]
     parts += ["Noise error (mean squared error of the predicted noise), in thousandths:"]
     parts.append(_matrix(measured, section, lambda cell, result: _noise(result)))
     parts += ["PSNR in dB, with the half-width of its interval:"]
@@ -273,6 +277,11 @@ def _short(value: float) -> str:
     return f"{value:.1e}"
 
 
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) - 1)]
+def _lines(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], rules: Sequence[str] = ()) -> str:
+    rules = rules or ["---", *["---:"] * (len(columns) - 1)]
+    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join(rules) + " |"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from compress.report.model import Metric
 
@@ -49,11 +49,17 @@ class Result(NamedTuple):
         return metric.value
 
 
+Verdict = Literal["yes", "within intervals", "no"]
+
+
 class Finding(NamedTuple):
-    """A statement about a whole table, and whether the measured cells bear it out."""
+    """A statement about a whole table, and whether the measured cells bear it out.
+
+    `within intervals`: an order is turned round somewhere, but only between values whose 95 % intervals overlap.
+    """
 
     statement: str
-    holds: bool
+    holds: Verdict
     evidence: str
 
 

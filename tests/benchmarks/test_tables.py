@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_unet2d_pipeline
 
 from benchmarks.tables import measures, nearest
-from benchmarks.tables.__main__ import TABLES, main, take, write
+from benchmarks.tables.__main__ import TABLES, main, minutes_before, take, write
 from benchmarks.tables.render import Measured, to_markdown
 from benchmarks.tables.runner import Done, Options, Task, carry_out, tasks
 from benchmarks.tables.table import Cell, Finding, Result, Table
@@ -124,15 +124,18 @@ def test_the_baseline_covers_what_it_must() -> None:
 
 def test_findings_follow_the_numbers() -> None:
     def result(error: float) -> Result:
-        return Result((Metric(name="noise_error", value=error, artefact="checkpoint"),))
+        spread = {"ci95_low": error - 0.5, "ci95_high": error + 0.5}
+        return Result((Metric(name="noise_error", value=error, spread=spread, artefact="checkpoint"),))
 
     place = "digits-dit"
     ordered = {(place, bits, "channel"): result(error) for bits, error in (("W8A8", 1), ("W6A8", 2), ("W4A8", 3))}
-    assert [f.holds for f in nearest.findings(ordered)] == [True]
-    turned = ordered | {(place, "W6A8", "channel"): result(4)}
-    assert [f.holds for f in nearest.findings(turned)] == [False]
+    assert [f.holds for f in nearest.findings(ordered)] == ["yes"]
+    turned = ordered | {(place, "W6A8", "channel"): result(3.9)}
+    assert [f.holds for f in nearest.findings(turned)] == ["within intervals"]
+    broken = ordered | {(place, "W6A8", "channel"): result(4.1)}
+    assert [f.holds for f in nearest.findings(broken)] == ["no"]
     static = {(s, "W8A8", nearest.STATIC): result(e) for s, e in ((place, 1.0), ("digits-dit, outliers", 9.0))}
-    assert [f.holds for f in nearest.findings(static)] == [False]
+    assert [f.holds for f in nearest.findings(static)] == ["no"]
 
 
 def test_headline_verdicts(table: Table) -> None:
@@ -176,7 +179,7 @@ def test_a_table_names_its_cells_once() -> None:
 def test_the_command_lists_and_measures(
     table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    holds = replace(table, cells=table.cells[:1], findings=lambda results: [Finding("it snows", False, "0 cm")])
+    holds = replace(table, cells=table.cells[:1], findings=lambda results: [Finding("it snows", "no", "0 cm")])
     monkeypatch.setitem(TABLES, "tiny", holds)
     assert main(["tiny", "--list", "--no-headlines"]) == 0
     assert capsys.readouterr().out.splitlines() == ["dit/full precision", "dit/W8A8/channel (ranking)"]
@@ -189,4 +192,9 @@ def test_the_command_lists_and_measures(
     monkeypatch.setattr("benchmarks.tables.__main__.run_table", at_once)
     assert main(["tiny", "--output", str(tmp_path), "--cache", str(tmp_path / "c"), "--no-headlines"]) == 1
     assert "it snows" in capsys.readouterr().out
-    assert json.loads((tmp_path / "tiny.json").read_text())["cells"][0]["failure"] == "RunError: no"
+    written = json.loads((tmp_path / "tiny.json").read_text())
+    assert written["cells"][0]["failure"] == "RunError: no"
+    written["facts"]["minutes"] = 7.5
+    (tmp_path / "tiny.json").write_text(json.dumps(written))
+    assert minutes_before(tmp_path / "tiny.json") == 7.5
+    assert minutes_before(tmp_path / "none.json") == 0
