@@ -69,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given |= {key: list(dict.fromkeys(given[key])) for key in ("models", "steps")}
     torch.set_num_threads(given["threads"])
     models, runs = [Model(name) for name in given["models"]], []
+    if len({model.judge_folder for model in models}) > 1:
+        parser().error("these models have different judges; floors are of one judge, so score them in separate calls")
     # Seeds outermost: the first seed of every model comes before the second of any.
     for seed in range(1, given["seeds"] + 1):
         for model in models:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from compress.calibration.chunks import write_text_atomically
 from compress.config import content_hash
-from compress.engine.fingerprint import tree_hashes
+from compress.engine.fingerprint import code_hash, tree_hashes, versions
 from compress.evaluate.accuracy import class_accuracy, class_accuracy_by_class
 from compress.evaluate.frechet import distance, frechet_distance, frechet_floor
 from compress.evaluate.kid import kid
@@ -42,7 +42,7 @@ class Run(Data):
 
     `metrics` are class accuracy (also by class, labelled `category`), Fréchet distance from the statistics of all test
     digits, and KID against the stored test digits. `seconds` is the time of sampling alone, on this processor with
-    these threads and this batch. `files` is a hash of the configuration and weights of model and judge.
+    these threads and this batch. `files` is a hash of model, judge and code.
     """
 
     model: str
@@ -106,10 +106,9 @@ class Model:
 
     @cached_property
     def files(self) -> str:
-        """A hash of the configuration and weights of the model and of its judge."""
-        return content_hash(
-            [tree_hashes(part, ["*.json", "*.safetensors"]) for part in (self.folder, self.judge_folder)]
-        )
+        """A hash of all that determines a run besides its settings: model, judge, code and library versions."""
+        parts = [tree_hashes(part, ["*.json", "*.safetensors"]) for part in (self.folder, self.judge_folder)]
+        return content_hash([parts, code_hash(), versions()])
 
 
 def measure(model: Model, steps: int, seed: int, guidance: float, n: int, batch: int) -> Run:
@@ -137,7 +136,7 @@ def measure(model: Model, steps: int, seed: int, guidance: float, n: int, batch:
 
 
 def cached_run(cache: Path, model: Model, steps: int, seed: int, guidance: float, n: int, batch: int) -> Run:
-    """The run kept in `cache` if it is of the same weights, guidance and n; else a new one, which is kept.
+    """The run kept in `cache` if it is of the same weights, code, guidance and n; else a new one, which is kept.
 
     Threads and batch change nothing but rounding, so a run of other ones counts.
     """

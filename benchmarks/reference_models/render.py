@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from benchmarks.reference_models.measure import SCORES, OverSeeds, ReferenceModels, Run, grid_name
@@ -17,11 +18,12 @@ def markdown(found: ReferenceModels) -> str:
 def _parts(found: ReferenceModels) -> Iterator[str]:
     first = found.runs[0]
     yield "# Reference models"
-    yield (
+    yield textwrap.fill(
         "The bundled models before anything is compressed: float16 weights, float32 arithmetic. Images are drawn with "
         f"{first.sampler} and guidance {first.guidance:g}, classes in turn, image i from the noise of (seed, i). Class "
         "accuracy is the share that the bundled classifier takes for the class asked for. Distances are between its "
-        "features of these images and of the test digits; they compare at equal n only."
+        "features of these images and of the test digits; they compare at equal n only.",
+        120,
     )
     yield f"    {found.command}"
     yield "## Over seeds\n\nMean ± standard deviation over seeds."
@@ -45,7 +47,8 @@ def _parts(found: ReferenceModels) -> Iterator[str]:
         ["model", "steps", "seed", "images", *SCORES.values(), "bootstrap sd of Fréchet", "sampling", "threads"],
         [_run_row(run) for run in found.runs],
     )
-    yield "## Machine\n\n" + ", ".join(f"{name} {value}" for name, value in fact_texts(found.machine)) + "."
+    facts = ", ".join(f"{name} {value}" for name, value in fact_texts(found.machine))
+    yield "## Machine\n\n" + textwrap.fill(f"{facts}.", 120, break_on_hyphens=False)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
