@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -12,28 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import nearest
-from benchmarks.tables.render import Measured, key, to_json, to_markdown
-from benchmarks.tables.runner import Done, Options, Task, run_table, tasks
-from benchmarks.tables.table import Result, Table
+from benchmarks.tables.render import Measured, to_json, to_markdown
+from benchmarks.tables.runner import Options, run_table, tasks
+from benchmarks.tables.table import Table
 from compress.calibration.chunks import write_text_atomically
 from compress.engine.fingerprint import code_hash, versions
 from compress.evaluate.machine import machine_facts
 
 TABLES: dict[str, Table] = {table.name: table for table in (nearest.TABLE,)}
 ROOT = Path(__file__).parents[2]
-
-
-def take(measured: Measured, task: Task, done: Done) -> None:
-    """Enter what a task found."""
-    if task.cell is None:
-        measured.full.setdefault(task.section, []).extend(done.metrics)
-        return
-    place = key(task.cell)
-    if done.failure:
-        measured.failures[place] = done.failure
-        return
-    before = measured.results.get(place, Result(()))
-    measured.results[place] = Result((*before.metrics, *done.metrics))
 
 
 def write(measured: Measured, folder: Path) -> None:
@@ -43,24 +29,17 @@ def write(measured: Measured, folder: Path) -> None:
     write_text_atomically(folder / f"{measured.table.name}.md", to_markdown(measured))
 
 
-def minutes_before(path: Path) -> float:
-    """Minutes that earlier runs of a table took, from the file they left; 0 without one."""
-    try:
-        return float(json.loads(path.read_text(encoding="utf8"))["facts"]["minutes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
-
-
 def facts() -> Mapping[str, Any]:
     """What the numbers were measured with."""
     machine = machine_facts()
     wanted = {name: machine[name] for name in ("cpu", "cores", "memory_gb") if name in machine}
     libraries = {name: versions()[name] for name in ("torch", "diffusers")}
-    return {"date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit(), **wanted, **libraries}
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    return {"date": date, "commit": commit(), "code": code_hash()[:12], **wanted, **libraries}
 
 
 def commit() -> str:
-    """Short hash of the commit, with a plus sign when the code differs from it; without git, the code's own hash."""
+    """Short hash of the commit, with a plus sign when the code differs from it; `unknown` without git."""
     place = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*place, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
@@ -71,15 +50,15 @@ def commit() -> str:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return f"code {code_hash()[:12]}"
+        return "unknown"
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 when a cell could not be measured."""
+    """Exit code 1 when something could not be measured."""
     parser = argparse.ArgumentParser(prog="benchmarks.tables", description=__doc__)
     parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("--output", type=Path, default=ROOT / "reports" / "tables")
+    parser.add_argument("--output", type=Path, help="folder; reports/tables by default, with --only one in the cache")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "tables", help="folder of finished work")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
@@ -91,18 +70,24 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     table = TABLES[given.table]
     options = Options(given.cache, given.jobs, given.threads, only=tuple(given.only), headlines=not given.no_headlines)
+    work = tasks(table, options)
+    if not work:
+        parser.error(f"no cell of {table.name} fits {' or '.join(given.only)}; --list shows their names")
     if given.list:
-        print("\n".join(task.name for task in tasks(table, options)))
+        print("\n".join(task.name for task in work))
         return 0
-    measured = Measured(table, options.protocol, facts=dict(facts()))
-    spent, start = minutes_before(given.output / f"{table.name}.json"), time.monotonic()
+    measured = Measured(table, options.protocol, facts={**facts(), "processes": given.jobs, "threads": given.threads})
+    beginning = given.cache / "unfinished"
     for task, done in run_table(table, options, lambda line: print(line, flush=True)):
-        take(measured, task, done)
-        measured.facts["minutes"] = round(spent + (time.monotonic() - start) / 60, 1)
-        write(measured, given.output)
-    broken = [finding for finding in measured.findings() if finding.holds == "no"]
-    for finding in broken:
-        print(f"does not hold: {finding.statement} ({finding.evidence})")
+        measured.take(task, done)
+        write(measured, beginning)
+    # A part of a table must not replace a whole one.
+    folder = given.output or (beginning if given.only else ROOT / "reports" / "tables")
+    write(measured, folder)
+    print(f"{folder / table.name}.md: {len(measured.ranked())} of {len(table.cells)} cells")
+    for finding in measured.findings():
+        if finding.holds == "no":
+            print(f"does not hold: {finding.statement} ({finding.evidence})")
     return 1 if measured.failures else 0
 
 

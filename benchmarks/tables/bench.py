@@ -46,7 +46,7 @@ class Bench:
             "version": 1,
             "name": name,
             "seed": self.seed,
-            "model": {"source": self.source},
+            "model": {"source": self.source, "device": "cpu"},
             "calibration": {
                 "sampler": self.protocol.sampler.model_dump(mode="json"),
                 "conditions": {"kind": "classes"},
@@ -62,13 +62,14 @@ class Bench:
         text = dump(loaded.recipe)
         folder = self.cache / "cells" / f"{loaded.recipe.name}-{content_hash(text)[:8]}"  # tables may share names
         run = begin(loaded, RunOptions(folder, cache=self.cache / "steps", quiet=True))
-        run.workspace.claim(text, fresh=False)
+        with run.workspace.cache.lock(folder.name):  # parts of one cell may run at once
+            run.workspace.claim(text, fresh=False)
         return run
 
     def context(self, run: Run, component: Component | None) -> EvaluationContext:
         """The original and, unless None, the compressed component as reloaded from its folder."""
         original = run.original
-        found = {"reference": _subject("reference", original, run.source_key, original)}
+        found: dict[Artefact, Subject] = {"reference": _subject("reference", original, run.source_key, original)}
         if component is not None:
             found["checkpoint"] = _subject("checkpoint", original, component.key, component.adapter)
         return EvaluationContext(

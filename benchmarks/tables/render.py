@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.tables.table import Cell, Finding, Result, Table
+from benchmarks.tables.runner import Done, Task
+from benchmarks.tables.table import Cell, Finding, Result, Results, Table
+from compress.errors import RunError
 from compress.evaluate.protocol import Protocol
 from compress.evaluate.within_noise import NoiseVerdict, within_noise
 from compress.report.model import Metric
@@ -21,39 +23,67 @@ class Measured:
     Attributes:
         results: cells by (section, row, column).
         full: metrics of full precision by section.
-        failures: why a cell could not be measured, by (section, row, column).
-        facts: machine, versions, commit, seconds.
+        failures: why a task found nothing, by its name.
+        models: hash of each section's original model.
+        seconds: of all finished tasks together, when they were measured.
+        facts: machine, versions, commit.
     """
 
     table: Table
     protocol: Protocol
     results: dict[tuple[str, str, str], Result] = field(default_factory=dict)
     full: dict[str, list[Metric]] = field(default_factory=dict)
-    failures: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, task: Task, done: Done) -> None:
+        """Enter what a task found.
+
+        Raises:
+            RunError: the section's model is not the one that earlier tasks measured.
+        """
+        if done.found is None:
+            self.failures[task.name] = done.failure
+            return
+        if self.models.setdefault(task.section, done.found.model) != done.found.model:
+            raise RunError(f"{task.section}: the model changed while it was measured", hint="measure the table again")
+        self.seconds += done.found.seconds
+        if task.cell is None:
+            self.full.setdefault(task.section, []).extend(done.found.metrics)
+            return
+        place = key(task.cell)
+        before = self.results.get(place, Result(()))
+        self.results[place] = Result((*before.metrics, *done.found.metrics))
+
+    def ranked(self) -> Results:
+        """The cells whose ranking metrics are there."""
+        return {place: result for place, result in self.results.items() if result.find("noise_error") is not None}
 
     def findings(self) -> list[Finding]:
         """The table's own statements, checked on the cells at hand."""
-        return self.table.findings(self.results)
+        return self.table.findings(self.ranked())
+
+    def missing(self) -> list[str]:
+        """Names of the cells that have no ranking yet."""
+        ranked = self.ranked()
+        return [cell.name for cell in self.table.cells if key(cell) not in ranked]
 
     def full_values(self, section: str, name: str) -> list[float]:
         """Values of a full-precision metric at every seed it was measured at."""
         return [m.value for m in self.full.get(section, []) if m.name == name and set(m.labels) == {"seed"}]
 
-    def verdict(self, cell: Cell, difference: str, of: str) -> NoiseVerdict | None:
-        """Whether the cell's `difference` metric is within the noise of full precision's `of`; None if unmeasured."""
-        result, values = self.results.get(key(cell)), self.full_values(cell.section, of)
+    def verdict(self, cell: Cell, difference: str) -> NoiseVerdict | None:
+        """Whether the cell's `difference` (a key of JUDGED) is within noise; None while something is unmeasured."""
+        result, values = self.results.get(key(cell)), self.full_values(cell.section, JUDGED[difference])
         metric = None if result is None else result.find(difference)
         if metric is None or len(values) < self.protocol.seeds:
             return None
         return within_noise(metric.value, (metric.spread["ci95_low"], metric.spread["ci95_high"]), values)
 
 
-JUDGED = {
-    "denoising_loss_increase": "denoising_loss",
-    "class_accuracy_drop": "class_accuracy",
-    "frechet_increase": "frechet_distance",
-}
+JUDGED = {"class_accuracy_drop": "class_accuracy", "frechet_increase": "frechet_distance"}
 """Differences that are judged against noise, and the full-precision metric whose spread over seeds judges them."""
 
 
@@ -67,23 +97,21 @@ def to_json(measured: Measured) -> str:
     table = measured.table
     cells = []
     for cell in table.cells:
-        result = measured.results.get(key(cell))
-        if result is None and key(cell) not in measured.failures:
+        if (result := measured.results.get(key(cell))) is None:
             continue
-        verdicts = {name: measured.verdict(cell, name, of) for name, of in JUDGED.items()}
+        verdicts = {name: measured.verdict(cell, name) for name in JUDGED}
         cells.append(
             {
                 "section": cell.section,
                 "row": cell.row,
                 "column": cell.column,
                 "stages": [dict(stage) for stage in cell.stages],
-                "metrics": [] if result is None else [m.model_dump(mode="json") for m in result.metrics],
+                "metrics": [m.model_dump(mode="json") for m in result.metrics],
                 "within_noise": {
                     name: {**verdict._asdict(), "within": verdict.within}
                     for name, verdict in verdicts.items()
                     if verdict is not None
                 },
-                "failure": measured.failures.get(key(cell), ""),
             }
         )
     data = {
@@ -92,18 +120,23 @@ def to_json(measured: Measured) -> str:
         "note": table.note,
         "protocol": measured.protocol.model_dump(mode="json"),
         "facts": measured.facts,
-        "sections": dict(table.sections),
+        "core_seconds": round(measured.seconds),
+        "sections": {
+            section: {"source": source, "sha256": measured.models.get(section)}
+            for section, source in table.sections.items()
+        },
         "full_precision": {s: [m.model_dump(mode="json") for m in found] for s, found in measured.full.items()},
         "cells": cells,
         "findings": [finding._asdict() for finding in measured.findings()],
-        "missing": [cell.name for cell in table.cells if key(cell) not in measured.results],
+        "failures": measured.failures,
+        "missing": measured.missing(),
     }
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
 def to_markdown(measured: Measured) -> str:
     """The table for people: a matrix of each ranking metric a section, headline rows, floors, findings."""
-    table, p = measured.table, measured.protocol
+    table, p, ranked = measured.table, measured.protocol, measured.ranked()
     sampler = f"{p.sampler.kind.upper()}, {p.sampler.steps} steps, guidance {p.sampler.guidance_scale:g}"
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured.facts.items())
     parts = [
@@ -111,56 +144,47 @@ def to_markdown(measured: Measured) -> str:
         table.note,
         _lines(
             f"Measured by `python -m benchmarks.tables {table.name}` as docs/evaluation.md lays down: noise error on "
-            f"{p.pairs:,} stored pairs, PSNR of {p.images} image pairs ({sampler}), denoising loss on {p.noised:,} "
-            f"noised images. Intervals are 95 % bootstrap. Seed 0. {facts}."
+            f"{p.pairs:,} stored pairs, PSNR of {p.images} image pairs ({sampler}). Seed 0; every interval is in "
+            f"{table.name}.json. {measured.seconds / 60:.0f} minutes of work, shared by the processes. {facts}."
         ),
     ]
     for section in table.sections:
-        if any(cell.section == section and key(cell) in measured.results for cell in table.cells):
+        if any(place[0] == section for place in ranked):
             parts += _section(measured, section)
     if found := measured.findings():
         rows = [[f.statement, "**no**" if f.holds == "no" else f.holds, f.evidence] for f in found]
         told = "`within intervals`: turned round only between values whose 95 % intervals overlap."
         parts += ["## Findings", told, _grid(["statement", "holds", "measured"], rows, ("---", "---", "---"))]
-    if missing := [cell.name for cell in table.cells if key(cell) not in measured.results]:
-        reasons = [f"- {name}" + _reason(measured, name) for name in missing]
-        parts += ["## Not measured", "\n".join(reasons)]
+    if measured.failures:
+        parts += ["## Failed", "\n".join(f"- {name}: {why}" for name, why in measured.failures.items())]
+    if missing := measured.missing():
+        parts += ["## Not measured", "\n".join(f"- {name}" for name in missing)]
     return "\n\n".join(parts) + "\n"
-
-
-def _reason(measured: Measured, name: str) -> str:
-    return next((f": {why}" for where, why in measured.failures.items() if "/".join(where) == name), "")
 
 
 def _section(measured: Measured, section: str) -> list[str]:
     parts = [f"## {section}", _lines(f"Model `{measured.table.sections[section]}`. {_floor_text(measured, section)}")]
     parts += ["Noise error (mean squared error of the predicted noise), in thousandths:"]
-    parts.append(_matrix(measured, section, lambda cell, result: _noise(result)))
-    parts += ["PSNR in dB, with the half-width of its interval:"]
-    parts.append(_matrix(measured, section, lambda cell, result: _psnr(result)))
-    parts += ["Increase of the denoising loss in percent; ✓ marks what is within noise:"]
-    parts.append(_matrix(measured, section, lambda cell, result: _loss(measured, cell, result)))
+    parts.append(_matrix(measured, section, lambda result: _short(1000 * result.value("noise_error"))))
+    parts += ["PSNR in dB, with the half-width of its 95 % interval:"]
+    parts.append(_matrix(measured, section, _psnr))
     parts += ["Size against float32:"]
-    parts.append(_matrix(measured, section, lambda cell, result: f"{result.value('size_ratio'):.3f}"))
+    parts.append(_matrix(measured, section, lambda result: f"{result.value('size_ratio'):.3f}"))
     return parts + _bands(measured, section) + _headlines(measured, section)
 
 
-def _matrix(measured: Measured, section: str, text: Callable[[Cell, Result], str]) -> str:
-    table = measured.table
+def _matrix(measured: Measured, section: str, text: Callable[[Result], str]) -> str:
+    table, ranked = measured.table, measured.ranked()
     cells = {(cell.row, cell.column): cell for cell in table.cells if cell.section == section}
     rows = []
     for row in table.rows(section):
         line = [row]
         for column in table.columns(section):
             cell = cells.get((row, column))
-            result = None if cell is None else measured.results.get(key(cell))
-            line.append("" if cell is None or result is None else text(cell, result))
+            result = None if cell is None else ranked.get(key(cell))
+            line.append("" if result is None else text(result))
         rows.append(line)
     return _grid(["", *table.columns(section)], rows)
-
-
-def _noise(result: Result) -> str:
-    return _short(1000 * result.value("noise_error"))
 
 
 def _psnr(result: Result) -> str:
@@ -169,32 +193,15 @@ def _psnr(result: Result) -> str:
     return f"{metric.value:.1f} ± {(metric.spread['ci95_high'] - metric.spread['ci95_low']) / 2:.1f}"
 
 
-def _loss(measured: Measured, cell: Cell, result: Result) -> str:
-    values = measured.full_values(cell.section, "denoising_loss")
-    if not values:
-        return ""
-    verdict = measured.verdict(cell, "denoising_loss_increase", "denoising_loss")
-    mark = " ✓" if verdict is not None and verdict.within else ""
-    return _short(100 * result.value("denoising_loss_increase") / values[0]) + mark
-
-
 def _floor_text(measured: Measured, section: str) -> str:
-    found = {
-        (m.name, m.labels.get("floor", "")): m.value for m in measured.full.get(section, []) if "floor" in m.labels
-    }
-    if not found:
-        return ""
+    metrics = [m for m in measured.full.get(section, []) if "floor" in m.labels]
+    found = {(m.name, m.labels["floor"]): m for m in metrics}
     floors = [
-        f"{floor}: noise error {found['noise_error', floor]:.2g}, PSNR {found['psnr', floor]:.0f} dB"
-        for floor in dict.fromkeys(floor for name, floor in found if name == "noise_error")
+        f"{floor}: noise error {found['noise_error', floor].value:.2g} (n {found['noise_error', floor].n}), "
+        f"PSNR {found['psnr', floor].value:.0f} dB (n {found['psnr', floor].n})"
+        for floor in dict.fromkeys(m.labels["floor"] for m in metrics)
     ]
-    losses = measured.full_values(section, "denoising_loss")
-    text = f"Noise floor of full precision against itself: {'; '.join(floors)} (200 dB: identical). "
-    if len(losses) > 1:
-        mean = sum(losses) / len(losses)
-        deviation = (sum((x - mean) ** 2 for x in losses) / (len(losses) - 1)) ** 0.5
-        text += f"Its denoising loss over {len(losses)} seeds: {mean:.5f}, standard deviation {deviation:.5f}."
-    return text
+    return f"Noise floor, full precision against itself: {'; '.join(floors)}; 200 dB: identical." if floors else ""
 
 
 def _bands(measured: Measured, section: str) -> list[str]:
@@ -204,7 +211,7 @@ def _bands(measured: Measured, section: str) -> list[str]:
     rows: list[list[str]] = []
     header: list[str] = []
     for cell in table.cells:
-        result = measured.results.get(key(cell))
+        result = measured.ranked().get(key(cell))
         if cell.section != section or cell.column != column or result is None:
             continue
         bands = [m for m in result.metrics if m.name == "noise_error" and "band" in m.labels]
@@ -230,7 +237,7 @@ def _headlines(measured: Measured, section: str) -> list[str]:
 
 def _headline_row(measured: Measured, cell: Cell, result: Result) -> list[str]:
     def judged(name: str, factor: float = 1) -> str:
-        verdict = measured.verdict(cell, name, JUDGED[name])
+        verdict = measured.verdict(cell, name)
         return f"{factor * result.value(name):.2f}" + (" ✓" if verdict is not None and verdict.within else "")
 
     return [

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from multiprocessing import get_context
@@ -15,12 +18,12 @@ import torch
 
 from benchmarks.tables import measures
 from benchmarks.tables.bench import Bench
+from benchmarks.tables.measures import Found
 from benchmarks.tables.table import Cell, Table
 from compress.errors import CompressError
 from compress.evaluate.protocol import Protocol
-from compress.report.model import Metric
 
-Part = Literal["full precision", "ranking", "headline", "seed"]
+Part = Literal["floors", "ranking", "headline", "seed"]
 
 
 class Task(NamedTuple):
@@ -35,13 +38,13 @@ class Task(NamedTuple):
     def name(self) -> str:
         if self.cell is not None:
             return f"{self.cell.name} ({self.part})"
-        return f"{self.section}/full precision" + (f", seed {self.seed}" if self.part == "seed" else "")
+        return f"{self.section}/full precision ({self.part}{f' {self.seed}' if self.part == 'seed' else ''})"
 
 
 class Done(NamedTuple):
     """What a task found; `failure` says why it found nothing."""
 
-    metrics: list[Metric]
+    found: Found | None
     failure: str = ""
 
 
@@ -63,11 +66,13 @@ class Options:
     protocol: Protocol = field(default_factory=Protocol)
 
 
+Work = Callable[[Task, Table, Options], Done]
+
+
 def tasks(table: Table, options: Options) -> list[Task]:
     """The work in the order it is best done: what ranks methods first, then what decorates the headline rows."""
     cells = [c for c in table.cells if not options.only or any(fnmatch(c.name, glob) for glob in options.only)]
-    sections = list(dict.fromkeys(cell.section for cell in cells))
-    found = [Task("full precision", section) for section in sections]
+    found = [Task("floors", section) for section in dict.fromkeys(cell.section for cell in cells)]
     found += [Task("ranking", cell.section, cell) for cell in cells]
     if options.headlines:
         chosen = [cell for cell in cells if cell.headline]
@@ -82,53 +87,65 @@ def carry_out(task: Task, table: Table, options: Options) -> Done:
     torch.set_num_threads(options.threads)
     bench = Bench(table.sections[task.section], options.protocol, options.cache)
     try:
-        return Done(_WORK[task.part](bench, task))
-    except CompressError as error:
-        return Done([], f"{type(error).__name__}: {error}")
+        return Done(_measure(bench, task))
+    except Exception as error:
+        if not isinstance(error, CompressError):
+            traceback.print_exc()  # one of ours explains itself
+        return Done(None, f"{type(error).__name__}: {error}")
 
 
-def _ranking(bench: Bench, task: Task) -> list[Metric]:
-    assert task.cell is not None
-    return measures.ranking(bench, task.cell)
+def _measure(bench: Bench, task: Task) -> Found:
+    match task:
+        case Task("ranking", _, Cell() as cell):
+            return measures.ranking(bench, cell)
+        case Task("headline", _, Cell() as cell):
+            return measures.headline(bench, cell)
+        case Task("seed"):
+            return measures.seed_headline(bench, task.seed)
+        case _:
+            return measures.floors(bench)
 
 
-def _headline(bench: Bench, task: Task) -> list[Metric]:
-    assert task.cell is not None
-    return measures.headline(bench, task.cell)
-
-
-_WORK: dict[Part, Callable[[Bench, Task], list[Metric]]] = {
-    "full precision": lambda bench, task: measures.full_precision(bench),
-    "ranking": _ranking,
-    "headline": _headline,
-    "seed": lambda bench, task: measures.seed_headline(bench, task.seed),
-}
-
-
-def run_table(table: Table, options: Options, say: Callable[[str], None]) -> Iterator[tuple[Task, Done]]:
+def run_table(
+    table: Table, options: Options, say: Callable[[str], None], work: Work = carry_out
+) -> Iterator[tuple[Task, Done]]:
     """Every task with what it found, as they finish.
 
-    Full precision comes first in each section, so that several cells do not wait for it at once.
+    A worker that is killed (out of memory, say) takes the pool with it: the unfinished tasks then run one at a time in
+    fresh processes, and one that kills its process again has failed.
     """
-    work = tasks(table, options)
-    first = [task for task in work if task.part == "full precision"]
-    rest = [task for task in work if task.part != "full precision"]
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for group in (first, rest):
-            yield from _finished(pool, group, table, options, say)
-
-
-def _finished(
-    pool: ProcessPoolExecutor, work: Iterable[Task], table: Table, options: Options, say: Callable[[str], None]
-) -> Iterator[tuple[Task, Done]]:
-    start = time.monotonic()
-    waiting: dict[Future[Done], Task] = {pool.submit(carry_out, task, table, options): task for task in work}
-    total = len(waiting)
-    while waiting:
-        ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in ready:
-            task = waiting.pop(future)
-            done = future.result()
+    left, jobs, start = tasks(table, options), options.jobs, time.monotonic()
+    total, done_count = len(left), 0
+    while left:
+        finished = []
+        for task, done in _attempt(left, table, options, jobs, work):
+            finished.append(task)
+            done_count += 1
             note = f": {done.failure}" if done.failure else ""
-            say(f"[{total - len(waiting)}/{total}] {task.name} {time.monotonic() - start:.0f} s{note}")
+            say(f"[{done_count}/{total}] {task.name} {time.monotonic() - start:.0f} s{note}")
             yield task, done
+        left = [task for task in left if task not in finished]
+        if left and jobs == 1:
+            culprit, left = left[0], left[1:]
+            done_count += 1
+            say(f"[{done_count}/{total}] {culprit.name}: its process was killed")
+            yield culprit, Done(None, "its process was killed, perhaps for want of memory")
+        elif left:
+            say(f"a worker process was killed; {len(left)} tasks go on one at a time")
+            jobs = 1
+
+
+def _attempt(
+    work_list: Sequence[Task], table: Table, options: Options, jobs: int, work: Work
+) -> Iterator[tuple[Task, Done]]:
+    """The tasks that a pool of their own finishes, which are not all if it breaks."""
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        futures: dict[Future[Done], Task] = {}
+        with suppress(BrokenProcessPool):  # tasks that cannot be handed in stay unfinished
+            futures.update((pool.submit(work, task, table, options), task) for task in work_list)
+        for future in as_completed(futures):
+            if not isinstance(future.exception(), BrokenProcessPool):
+                yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun

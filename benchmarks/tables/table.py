@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from compress.report.model import Metric
@@ -67,6 +67,11 @@ Results = Mapping[tuple[str, str, str], Result]
 """Finished cells by (section, row, column)."""
 
 
+def no_findings(results: Results) -> list[Finding]:
+    """For tables that state nothing."""
+    return []
+
+
 @dataclass(frozen=True)
 class Table:
     """A table to measure.
@@ -81,7 +86,7 @@ class Table:
     note: str
     sections: Mapping[str, str]
     cells: tuple[Cell, ...]
-    findings: Callable[[Results], list[Finding]] = field(default=lambda results: [])
+    findings: Callable[[Results], list[Finding]] = no_findings
 
     def __post_init__(self) -> None:
         names = [cell.name for cell in self.cells]

@@ -24,25 +24,30 @@ LAYOUT_VERSION = 1
 
 
 class Record(NamedTuple):
-    """A batch of denoiser inputs. `half` is 0 for conditional and 1 for unconditional inputs."""
+    """A batch of denoiser inputs.
+
+    `half` is 0 for conditional and 1 for unconditional inputs; `image` is the number of the sample on whose way to an
+    image the input lay: inputs of one sample are not independent.
+    """
 
     sample: Tensor  # [b, c, h, w]
     t: Tensor  # [b] float32
     sigma: Tensor  # [b] float32
     condition: dict[str, Tensor]  # each [b, ...]
     half: Tensor  # [b] int64
+    image: Tensor  # [b] int64
 
     def to(self, device: str | torch.device) -> Record:
         """The same batch on `device`."""
         condition = {name: tensor.to(device) for name, tensor in self.condition.items()}
         fields = (self.sample.to(device), self.t.to(device), self.sigma.to(device))
-        return Record(*fields, condition, self.half.to(device))
+        return Record(*fields, condition, self.half.to(device), self.image.to(device))
 
     def part(self, start: int, stop: int) -> Record:
         """Rows `start:stop` of the batch."""
         condition = {name: tensor[start:stop] for name, tensor in self.condition.items()}
         fields = (self.sample[start:stop], self.t[start:stop], self.sigma[start:stop])
-        return Record(*fields, condition, self.half[start:stop])
+        return Record(*fields, condition, self.half[start:stop], self.image[start:stop])
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def _gather(chunk: Chunk, rows: Tensor, half: Tensor) -> Record:
     """The inputs of these rows and halves of a chunk."""
     local = (chunk.index[rows] - chunk.first).long()
     condition = {name: _pick(chunk.condition[name], chunk.null.get(name), local, half) for name in chunk.condition}
-    return Record(chunk.sample[rows], chunk.t[rows], chunk.sigma[rows], condition, half)
+    return Record(chunk.sample[rows], chunk.t[rows], chunk.sigma[rows], condition, half, chunk.index[rows].long())
 
 
 def _pick(condition: Tensor, null: Tensor | None, local: Tensor, half: Tensor) -> Tensor:
@@ -192,6 +197,7 @@ def _concatenate(parts: Sequence[Record]) -> Record:
         torch.cat([part.sigma for part in parts]),
         {name: torch.cat([part.condition[name] for part in parts]) for name in parts[0].condition},
         torch.cat([part.half for part in parts]),
+        torch.cat([part.image for part in parts]),
     )
 
 

@@ -40,7 +40,7 @@ def _print_inspection(found: Inspection) -> None:
     rows = [
         (
             facts.info.name,
-            facts.info.role,
+            facts.role_text,
             "x".join(map(str, facts.info.weight_shape)),
             count_text(facts.parameters),
             count_text(facts.macs),

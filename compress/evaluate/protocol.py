@@ -16,7 +16,6 @@ class Protocol(Config):
     pairs: int = Field(2048, ge=16, description="Stored (x, t, condition) pairs of the noise error.")
     bands: int = Field(8, ge=1, description="Noise bands the error is split into.")
     images: int = Field(128, ge=2, description="Image pairs of the PSNR.")
-    noised: int = Field(512, ge=2, description="Noised copies of those images, for the denoising loss.")
     headline_images: int = Field(1000, ge=16, description="Images of class accuracy and Fréchet distance.")
     calibration_samples: int = Field(64, ge=1, description="Sampled images whose model calls methods may learn from.")
     seeds: int = Field(SEEDS, ge=SEEDS, description="Seeds full precision is measured at, for its own spread.")

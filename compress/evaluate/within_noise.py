@@ -29,10 +29,12 @@ class NoiseVerdict(NamedTuple):
 
 
 def within_noise(difference: float, ci95: tuple[float, float], full_precision: Sequence[float]) -> NoiseVerdict:
-    """Judge a difference by both of its scales.
+    """Judge a difference by two scales: what the pairs resolve, and what another seed would change.
 
-    Neither suffices alone: with few pairs an interval holds zero however large the difference, and with many pairs a
-    difference far below what another seed would change excludes it.
+    It is strict on purpose. A difference that the pairs resolve is not noise, however small; one that they do not
+    resolve must still be no larger than what full precision does to itself. It suits metrics that have a value for
+    full precision alone and may fall to either side of it (class accuracy, Fréchet distance), not distances from full
+    precision (noise error, PSNR), which any compression moves to one side.
 
     Args:
         difference: compressed minus full precision on the same inputs.

@@ -105,7 +105,7 @@ class GenericAdapter:
             raise ModelError(
                 f"null_class {null} is not the last of {rows} rows of the class table",
                 where=str(folder / "model_index.json"),
-                hint=f"set it to {rows - 1}, or remove it if no row means no class",
+                hint="only a last row can mean no class here; without `null_class` the model samples without guidance",
             )
         return null
 

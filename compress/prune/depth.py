@@ -25,8 +25,8 @@ def block_prefix(names: Sequence[str], config: Mapping[str, Any]) -> str:
     prefixes = {name.rpartition(".")[0] for name in names}
     if len(prefixes) != 1 or config.get(DEPTH_KEY) != len(names):
         raise UnsupportedLayer(
-            f"blocks {', '.join(sorted(prefixes)) or 'none'} do not follow `{DEPTH_KEY}` of the config",
-            hint="depth pruning needs a transformer with one list of blocks",
+            f"{len(names)} blocks in {len(prefixes)} lists do not follow `{DEPTH_KEY}` of the config",
+            hint="depth pruning needs a transformer with one list of blocks; for a U-Net leave this stage out",
         )
     return prefixes.pop()
 

@@ -42,12 +42,16 @@ class DecodedLayer(nn.Module):
 def decode_layers(model: nn.Module) -> nn.Module:
     """Replace the packed layers of `model` that no faster backend takes by decoded twins, in place; returns `model`.
 
-    The model's outputs stay the same to the bit.
+    The model's outputs stay the same to the bit. A model that is itself a packed layer is replaced by what is returned.
     """
-    for name, module in list(model.named_modules()):
+    twins: dict[nn.Module, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, QuantLinear | QuantConv2d) and _on_reference(module):
+            twin = twins.setdefault(module, DecodedLayer(module))
+            if not name:
+                return twin
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, DecodedLayer(module))
+            setattr(model.get_submodule(parent), child, twin)
     return model
 
 

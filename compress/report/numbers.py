@@ -31,7 +31,7 @@ def spread_of(value: float, spread: Mapping[str, float]) -> Spread | None:
         found = Spread(spread["q1"], spread["q3"], "quartiles")
     elif "std" in spread:
         found = Spread(value - spread["std"], value + spread["std"], "±1 sd")
-    elif {"min", "max"} <= spread.keys():
+    elif {"min", "max"} <= spread.keys() and spread["min"] < spread["max"]:  # one run has no range
         found = Spread(spread["min"], spread["max"], "range")
     else:
         return None

@@ -62,6 +62,7 @@ def _join(trajectory: Trajectory, size: int = 4, *, halves: bool = True) -> Reco
         torch.cat([batch.sigma for batch in batches]),
         {"class_labels": torch.cat([batch.condition["class_labels"] for batch in batches])},
         torch.cat([batch.half for batch in batches]),
+        torch.cat([batch.image for batch in batches]),
     )
 
 

@@ -69,3 +69,12 @@ def test_a_model_keeps_its_outputs_to_the_bit(weights: WeightSpec) -> None:
     with torch.no_grad():
         before = model(x)
         assert torch.equal(decode_layers(model)(x), before)
+
+
+def test_a_lone_layer_and_a_shared_one() -> None:
+    layer = packed(nn.Linear(16, 16), WEIGHTS[0], None)
+    assert isinstance(decode_layers(layer), DecodedLayer)
+    model = nn.ModuleDict({"a": layer, "b": layer})
+    decode_layers(model)
+    assert isinstance(model["a"], DecodedLayer)
+    assert model["a"] is model["b"]

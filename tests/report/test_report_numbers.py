@@ -74,6 +74,7 @@ def test_spreads_of_every_kind() -> None:
     assert spread_of(1.0, {"q1": 0.9, "q3": 1.2}) == (0.9, 1.2, "quartiles")
     assert spread_of(1.0, {"std": 0.5}) == (0.5, 1.5, "±1 sd")
     assert spread_of(1.0, {"min": 0.0, "max": 3.0}) == (0.0, 3.0, "range")
+    assert spread_of(1.0, {"min": 1.0, "max": 1.0}) is None  # one run
     assert spread_of(1.0, {"other": 3.0}) is None
     assert spread_of(1.0, {"ci95_low": math.nan, "ci95_high": 2.0}) is None
 

@@ -19,7 +19,13 @@ def run(settings: NoiseError, context: EvaluationContext) -> Findings:
     for artefact in context.compressed():
         predicted = noise_predictions(context, artefact, pairs)
         findings.metrics += noise_error(
-            reference, predicted, pairs.sigma, artefact=artefact, bands=settings.bands, seed=context.seed
+            reference,
+            predicted,
+            pairs.sigma,
+            artefact=artefact,
+            bands=settings.bands,
+            seed=context.seed,
+            groups=pairs.image,
         )
     few = stored_pairs(context, min(settings.n, FLOOR_PAIRS))
     runs = run_twice(lambda: noise_predictions(context, "reference", few))
