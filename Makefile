@@ -20,9 +20,12 @@ demo: $(STAMP)
 	$(BIN)/compress run recipes/digits-dit-w4a8.yaml --fresh --output $(DEMO)/digits-dit-w4a8 --cache $(DEMO)/cache
 	$(BIN)/compress compare $(DEMO)/digits-dit-w8a8 $(DEMO)/digits-dit-w4a8 --output $(DEMO)/comparison
 
-# Copy the demo's reports to where they are committed.
+# Run the U-Net's recipes too, and copy all reports to where they are committed.
 reports: demo
-	for name in digits-dit-w8a8 digits-dit-w4a8; do \
+	for name in digits-unet-w8a8 digits-unet-w4a8; do \
+	  $(BIN)/compress run recipes/$$name.yaml --fresh --output $(DEMO)/$$name --cache $(DEMO)/cache || exit 1; \
+	done
+	for name in digits-dit-w8a8 digits-dit-w4a8 digits-unet-w8a8 digits-unet-w4a8; do \
 	  mkdir -p reports/$$name && cp $(DEMO)/$$name/report/report.json $(DEMO)/$$name/report/report.md reports/$$name/; \
 	done
 	cp $(DEMO)/comparison/comparison.md $(DEMO)/comparison/comparison.json reports/
