@@ -20,7 +20,7 @@ LAYERS = [
     {"models", "report"},
     {"kernels"},
     {"formats"},
-    {"config"},
+    {"config", "files"},
     {"errors"},
 ]
 RANK = {name: level for level, names in enumerate(LAYERS) for name in names}

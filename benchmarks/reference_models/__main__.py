@@ -25,8 +25,8 @@ from benchmarks.reference_models.measure import (
     write_grid,
 )
 from benchmarks.reference_models.render import markdown, metric_text
-from compress.calibration.chunks import write_text_atomically
 from compress.evaluate.machine import machine_facts
+from compress.files import write_text_atomically
 from compress.models.zoo.classifier import CLASSIFIERS
 from compress.report.numbers import seconds_text
 

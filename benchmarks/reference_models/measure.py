@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from compress.calibration.chunks import write_text_atomically
 from compress.config import content_hash
 from compress.engine.fingerprint import code_hash, tree_hashes, versions
 from compress.evaluate.accuracy import class_accuracy, class_accuracy_by_class
 from compress.evaluate.frechet import distance, frechet_distance, frechet_floor
 from compress.evaluate.kid import kid
 from compress.evaluate.machine import cpu_model
+from compress.files import write_text_atomically
 from compress.models.zoo import zoo_folder
 from compress.models.zoo.card import draw, load_pipeline, save_grid
 from compress.models.zoo.classifier import (

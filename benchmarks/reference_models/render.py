@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from benchmarks.reference_models.measure import SCORES, OverSeeds, ReferenceModels, Run, grid_name
+from compress.report.markdown import table
 from compress.report.model import Metric
 from compress.report.numbers import decimals_for, fact_texts, plain, seconds_text, shown
 
@@ -52,8 +53,8 @@ def _parts(found: ReferenceModels) -> Iterator[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A table of one name column and numbers."""
+    return table(head, rows, range(1, len(head))).rstrip()
 
 
 def _over_seeds_text(found: OverSeeds) -> str:

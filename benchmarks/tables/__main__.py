@@ -14,9 +14,9 @@ from benchmarks.tables import nearest
 from benchmarks.tables.render import Measured, to_json, to_markdown
 from benchmarks.tables.runner import Options, run_table, tasks
 from benchmarks.tables.table import Table
-from compress.calibration.chunks import write_text_atomically
 from compress.engine.fingerprint import code_hash, versions
 from compress.evaluate.machine import machine_facts
+from compress.files import write_text_atomically
 
 TABLES: dict[str, Table] = {table.name: table for table in (nearest.TABLE,)}
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.tables.bench import Bench
 from benchmarks.tables.table import Cell
-from compress.calibration.chunks import file_sha256
 from compress.calibration.sampler import denoise_with
 from compress.config import content_hash
 from compress.engine.cache import Step
@@ -24,6 +23,7 @@ from compress.evaluate.noise_error import noise_error
 from compress.evaluate.noise_floor import noise_error_floor, psnr_floor, run_twice
 from compress.evaluate.paired import psnr
 from compress.evaluate.size import size_metrics
+from compress.files import file_sha256
 from compress.kernels.backends import ENVIRONMENT
 from compress.kernels.torch_int8 import int_mm_is_exact
 from compress.models.zoo.classifier import classifier_folder, judge, load_classifier, reference_statistics
@@ -64,7 +64,7 @@ def ranking(bench: Bench, cell: Cell) -> Found:
         original = context.subjects["reference"].folder
         return found + size_metrics(context.subjects["checkpoint"].folder, original, artefact="checkpoint")
 
-    return _kept(bench, context, "cell", [p.pairs, p.bands, p.images], measure)
+    return _kept(context, "cell", [p.pairs, p.bands, p.images], measure)
 
 
 def headline(bench: Bench, cell: Cell) -> Found:
@@ -72,7 +72,7 @@ def headline(bench: Bench, cell: Cell) -> Found:
     run = bench.open(cell)
     context = bench.context(run, run.stages())
     n = bench.protocol.headline_images
-    return _kept(bench, context, "cell-headline", n, lambda: run_generation(Generation(n=n), context).metrics)
+    return _kept(context, "cell-headline", n, lambda: run_generation(Generation(n=n), context).metrics)
 
 
 def floors(bench: Bench) -> Found:
@@ -98,7 +98,7 @@ def floors(bench: Bench) -> Found:
         close = psnr(drawn.first, exact, artefact="reference", seed=bench.seed)[0]
         return found + [metric.model_copy(update={"labels": {"floor": "float64 layers"}}) for metric in (error, close)]
 
-    return _kept(bench, context, "full-precision-floors", bench.protocol.pairs, measure)
+    return _kept(context, "full-precision-floors", bench.protocol.pairs, measure)
 
 
 def seed_headline(bench: Bench, seed: int) -> Found:
@@ -117,7 +117,7 @@ def seed_headline(bench: Bench, seed: int) -> Found:
         ]
         return [metric.model_copy(update={"labels": {"seed": str(seed)}}) for metric in found]
 
-    return _kept(bench, context, "full-precision-headline", n, measure)
+    return _kept(context, "full-precision-headline", n, measure)
 
 
 def _original(bench: Bench) -> EvaluationContext:
@@ -148,9 +148,7 @@ def _in_float64(context: EvaluationContext) -> EvaluationContext:
     return replace(context, subjects=subjects, _opened={})
 
 
-def _kept(
-    bench: Bench, context: EvaluationContext, name: str, settings: Any, measure: Callable[[], list[Metric]]
-) -> Found:
+def _kept(context: EvaluationContext, name: str, settings: Any, measure: Callable[[], list[Metric]]) -> Found:
     def build(folder: Path) -> dict[str, Any]:
         return {"metrics": [metric.model_dump(mode="json") for metric in measure()]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from benchmarks.tables.table import Cell, Finding, Result, Results, Table
 from compress.errors import RunError
 from compress.evaluate.protocol import Protocol
 from compress.evaluate.within_noise import NoiseVerdict, within_noise
+from compress.report import markdown
 from compress.report.model import Metric
 
 
@@ -154,7 +155,7 @@ def to_markdown(measured: Measured) -> str:
     if found := measured.findings():
         rows = [[f.statement, "**no**" if f.holds == "no" else f.holds, f.evidence] for f in found]
         told = "`within intervals`: turned round only between values whose 95 % intervals overlap."
-        parts += ["## Findings", told, _grid(["statement", "holds", "measured"], rows, ("---", "---", "---"))]
+        parts += ["## Findings", told, markdown.table(["statement", "holds", "measured"], rows).rstrip()]
     if measured.failures:
         parts += ["## Failed", "\n".join(f"- {name}: {why}" for name, why in measured.failures.items())]
     if missing := measured.missing():
@@ -288,7 +289,6 @@ def _lines(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], rules: Sequence[str] = ()) -> str:
-    rules = rules or ["---", *["---:"] * (len(columns) - 1)]
-    lines = ["| " + " | ".join(columns) + " |", "| " + " | ".join(rules) + " |"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+def _grid(columns: list[str], rows: list[list[str]]) -> str:
+    """A table of one name column and numbers."""
+    return markdown.table(columns, rows, range(1, len(columns))).rstrip()

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.calibration.chunks import write_atomically
 from compress.calibration.sampler import Denoise, Progress, denoise_with
 from compress.calibration.store import Record, Trajectory
 from compress.config import suggest
 from compress.errors import UnsupportedLayer
+from compress.files import write_atomically
 from compress.models.adapter import Adapter
 
 Observer = Callable[[Tensor, Tensor], None]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compress.errors import RunError, explain_os_error, os_error_of
+from compress.errors import RunError
+from compress.files import write_atomically
 
-PARTIAL_SUFFIX = ".part"
 _ROW_TENSORS = ("sample", "t", "sigma", "call", "index")
 _CONDITION, _NULL = "condition.", "null."
 
@@ -84,42 +82,6 @@ def chunk_owner(path: Path) -> str | None:
 def shared_row(tensor: Tensor) -> Tensor:
     """The first row alone when all rows are equal, else the tensor."""
     return tensor[:1] if bool((tensor == tensor[:1]).all()) else tensor
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Run `write` on a temporary file beside `path`, force it to the disk, and rename it. Raises OutputError."""
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    try:
-        write(partial)
-        with open(partial, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise explain_os_error(os_error_of(error) or OSError(str(error)), path) from error
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step. Raises OutputError."""
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf8"))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where folders can be opened (not on Windows)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _own(tensor: Tensor) -> Tensor:

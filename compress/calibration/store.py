@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compress.calibration.chunks import Chunk, file_sha256, load_chunk, load_sigma
+from compress.calibration.chunks import Chunk, load_chunk, load_sigma
 from compress.calibration.sampler import stream_seed
 from compress.config import content_hash
 from compress.errors import RecipeError, RunError
+from compress.files import file_sha256
 
 INDEX_FILE = "trajectory.json"
 LAYOUT_VERSION = 1

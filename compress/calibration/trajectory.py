@@ -11,15 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compress.calibration.chunks import (
-    PARTIAL_SUFFIX,
-    Chunk,
-    chunk_owner,
-    file_sha256,
-    load_sigma,
-    save_chunk,
-    write_text_atomically,
-)
+from compress.calibration.chunks import Chunk, chunk_owner, load_sigma, save_chunk
 from compress.calibration.sampler import (
     Call,
     Denoise,
@@ -33,6 +25,7 @@ from compress.calibration.sampler import (
 from compress.calibration.spec import Plan, TrajectorySpec, make_plan, spec_hash
 from compress.calibration.store import INDEX_FILE, ChunkFile, Record, Trajectory, index_text, read_index
 from compress.errors import RunError
+from compress.files import PARTIAL_SUFFIX, file_sha256, write_text_atomically
 from compress.models.adapter import Adapter, Condition
 
 __all__ = ["Record", "Trajectory", "TrajectorySpec", "log_trajectory", "spec_hash"]

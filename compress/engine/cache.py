@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from compress.config import canonical_json, content_hash
 from compress.errors import explain_os_error, os_error_of
+from compress.files import flush_tree, locked
 
 _DONE = "step.json"
 _DATA = "data"
@@ -28,14 +29,6 @@ class Step(NamedTuple):
     key: str
     result: dict[str, Any]
     cached: bool
-
-
-def flush_tree(folder: Path) -> None:
-    """Force every file of a folder to disk, so that a rename cannot overtake the data."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _alive(pid: str) -> bool:
@@ -87,20 +80,9 @@ class Cache:
                 return Step(final / _DATA, key, json.loads(done.read_text())["result"], True)
             return Step(final / _DATA, key, self._build(name, inputs, build), False)
 
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> AbstractContextManager[None]:
         """Hold one name of the cache: a second run that wants it waits. The lock ends with the process."""
-        import fcntl
-
-        folder = self.root / "locks"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / name).open("w")
-        except OSError as error:
-            raise explain_os_error(error, folder) from error
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return locked(self.root / "locks" / name)
 
     def _build(self, name: str, inputs: Any, build: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any]:
         """Build a step under `tmp/`, then move it to its place."""

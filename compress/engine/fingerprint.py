@@ -8,7 +8,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from compress.calibration.chunks import file_sha256
+from compress.files import file_sha256
 
 _PACKAGES = (
     "formats", "kernels", "models", "calibration", "quantize", "prune", "evaluate", "checkpoint", "export", "stages",
@@ -27,7 +27,7 @@ def tree_hashes(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
 def code_hash() -> str:
     """One hash over the sources of everything that computes; the command line does not count."""
     root = Path(__file__).parents[1]
-    digest = hashlib.sha256(file_sha256(root / "config.py").encode())
+    digest = hashlib.sha256("".join(file_sha256(root / name) for name in ("config.py", "files.py")).encode())
     for package in _PACKAGES:
         for name, value in tree_hashes(root / package, ["*.py", "*.cpp", "*.h", "*.inc"]).items():
             digest.update(f"{package}/{name}:{value}\n".encode())

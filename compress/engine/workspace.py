@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.calibration.chunks import write_text_atomically
-from compress.engine.cache import Cache, flush_tree
+from compress.engine.cache import Cache
 from compress.errors import InputError, explain_os_error
+from compress.files import flush_tree, write_text_atomically
 
 LOCK_FILE = "recipe.lock.yaml"
 LOG_FILE = "run.log"

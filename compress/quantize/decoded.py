@@ -47,11 +47,12 @@ def decode_layers(model: nn.Module) -> nn.Module:
     twins: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(module, QuantLinear | QuantConv2d) and _on_reference(module):
-            twin = twins.setdefault(module, DecodedLayer(module))
+            if module not in twins:
+                twins[module] = DecodedLayer(module)
             if not name:
-                return twin
+                return twins[module]
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, twin)
+            setattr(model.get_submodule(parent), child, twins[module])
     return model
 
 

@@ -16,7 +16,7 @@ import torch
 from calibration_fakes import CLASSES, FLOW_CONFIG, SHAPE, VP_CONFIG, FakeAdapter, TextFakeAdapter
 from torch import Tensor
 
-from compress.calibration.chunks import file_sha256, load_chunk
+from compress.calibration.chunks import load_chunk
 from compress.calibration.conditions import ClassConditions, NoConditions, PromptConditions, resolve_conditions
 from compress.calibration.policies import AllTimesteps, BandTimesteps, NormalTimesteps, UniformTimesteps
 from compress.calibration.sampler import (
@@ -31,6 +31,7 @@ from compress.calibration.sampler import (
 from compress.calibration.store import even_quotas
 from compress.calibration.trajectory import Record, Trajectory, TrajectorySpec, log_trajectory, spec_hash
 from compress.errors import MemoryBudgetError, OutputError, RecipeError, RunError
+from compress.files import file_sha256
 from compress.models.adapter import Condition
 
 ADAPTER = FakeAdapter()
@@ -262,7 +263,7 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("compress.calibration.chunks.os.fsync", full)
+    monkeypatch.setattr("compress.files.os.fsync", full)
     with pytest.raises(OutputError, match="No space left"):
         _log(tmp_path)
 

@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from compress.config import content_hash
 from compress.errors import ModelError, explain_os_error, os_error_of
+from compress.files import file_sha256, flush_tree, locked
 from compress.models.layout import has_weights, read_json
 from compress.models.tensors import read_tensors
 from compress.models.zoo.bundle import WEIGHTS_NAME
@@ -176,7 +176,7 @@ def stressed_folder(source: Path, stress: str, cache: Path | None = None) -> Pat
     if _is_whole(final, source):
         return final
     try:
-        with _lock(final.with_name(f"{final.name}.lock")):
+        with locked(final.with_name(f"{final.name}.lock")):
             if not _is_whole(final, source):
                 _publish(source, stress, final)
     except Exception as error:  # safetensors wraps I/O errors in its own
@@ -214,10 +214,7 @@ def write_variant(source: Path, stress: str, folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     save_file(rescale(tensors, rescalings), folder / component / WEIGHTS_NAME, metadata={"format": "pt"})
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())  # or a power cut after the rename may leave an empty file
+    flush_tree(folder)  # or a power cut after the rename may leave an empty file
     return folder
 
 
@@ -237,12 +234,7 @@ def _key(source: Path, stress: str) -> str:
     """Hash of all that determines a variant: the source's files, the option, and this file."""
     weights = sorted((source / _component(source)).glob("*.safetensors"))
     files = [Path(__file__), *_texts(source), *weights]
-    return content_hash([stress, [_sha256(path) for path in files]])
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return content_hash([stress, [file_sha256(path) for path in files]])
 
 
 def _is_whole(variant: Path, source: Path) -> bool:
@@ -253,14 +245,3 @@ def _is_whole(variant: Path, source: Path) -> bool:
         return all((variant / name).read_bytes() == text for name, text in texts.items())
     except (ModelError, OSError):
         return False
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock file; a second holder waits. The lock ends with the process."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
