@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from compress.config import content_hash
-from compress.errors import ModelError, explain_os_error, os_error_of
+from compress.errors import ModelError, OutputError, explain_os_error, os_error_of
 from compress.files import file_sha256, flush_tree, locked
 from compress.models.layout import has_weights, read_json
 from compress.models.tensors import read_tensors
@@ -181,11 +181,11 @@ def stressed_folder(source: Path, stress: str, cache: Path | None = None) -> Pat
                 _publish(source, stress, final)
     except Exception as error:  # safetensors wraps I/O errors in its own
         reason = os_error_of(error)
-        if reason is None:
+        explained = error if isinstance(error, OutputError) else explain_os_error(reason, final) if reason else None
+        if explained is None:
             raise
-        explained = explain_os_error(reason, final)
         explained.hint = explained.hint or f"set {CACHE_VARIABLE} to a folder that can be written"
-        raise explained from error
+        raise explained from error.__cause__ or error
     return final
 
 
