@@ -1,0 +1,54 @@
+// Weights as the product sees them: 64 output channels at a time, expanded to bytes a chunk of positions at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tile/tile.h"
+
+namespace compress {
+
+constexpr int kUsualChunk = 384;
+constexpr int kLargestChunk = 512;     // positions: the panel is 32 KiB then
+constexpr int64_t kLargestK = 65535;   // 255 * 128 * k fits in int32
+
+// Working memory of one task, of the sizes below.
+struct PanelScratch {
+  uint8_t* panel;   // [kLargestChunk / 4][64][4]
+  float* scales;    // [kLargestChunk / 16][64]
+  uint8_t* tables;  // [kLargestChunk / 16][1024]
+  uint8_t* bytes;   // [64][kLargestChunk + 64]
+};
+
+constexpr size_t kPanelBytes = size_t(kLargestChunk) * kPanelColumns;
+constexpr size_t kPanelScales = size_t(kLargestChunk) / 16 * kPanelColumns;
+constexpr size_t kPanelTables = size_t(kLargestChunk) / 16 * 1024;
+constexpr size_t kPanelCodes = size_t(kPanelColumns) * (kLargestChunk + 64);
+
+class Panels {
+ public:
+  virtual ~Panels() = default;
+
+  int64_t n() const { return n_; }
+  int64_t k() const { return k_; }
+  // Positions expanded at a time, a multiple of 32 and of `segment`, at most kLargestChunk.
+  int chunk() const { return chunk_; }
+  // Positions that share a scale, a multiple of 16 that divides `chunk`; 0 when every channel has one scale.
+  int segment() const { return segment_; }
+  // Whether the panel that starts at channel `first` needs its scales between segments.
+  virtual bool scaled(int64_t first) const = 0;
+  // Panel bytes of positions from k0 to k0 + chunk, as far as there are any, to scratch.panel; for scaled panels the
+  // scales [segments][64] too. Bytes of positions beyond k mean nothing, nor do channels beyond n.
+  virtual void expand(int64_t first, int64_t k0, PanelScratch& scratch) const = 0;
+  // Panels that are not scaled: scales of the 64 channels and what to subtract for each unit of the row's sum. Returns
+  // whether any of the latter is not 0.
+  virtual bool factors(int64_t first, float* scale, int32_t* zero) const = 0;
+  // Asks for the cache lines `expand` will read: part `part` of `parts`.
+  virtual void prefetch(int64_t first, int64_t k0, int part, int parts) const = 0;
+
+ protected:
+  int64_t n_ = 0, k_ = 0;
+  int chunk_ = 0, segment_ = 0;
+};
+
+}  // namespace compress

@@ -1,0 +1,26 @@
+// Work split over the caller's threads.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+
+#include "include/compress_kernels.h"
+
+namespace compress {
+
+// work(i) for every i below count, by the runner or, without one, in order. `work` must not throw.
+template <typename Work>
+void parallel_for(const compress_runner* runner, size_t count, Work&& work) {
+  if (!runner || runner->threads <= 1 || count <= 1) {
+    for (size_t i = 0; i < count; ++i) work(i);
+    return;
+  }
+  using Plain = typename std::remove_reference<Work>::type;
+  runner->run(runner->self, [](void* context, size_t i) { (*static_cast<Plain*>(context))(i); }, &work, count);
+}
+
+inline size_t threads_of(const compress_runner* runner) {
+  return runner && runner->threads > 1 ? size_t(runner->threads) : 1;
+}
+
+}  // namespace compress

@@ -1,0 +1,71 @@
+// Packed weights: what their codes mean as bytes, checked. Shared by products and convolutions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "include/compress_kernels.h"
+
+namespace compress {
+
+// Throws Failure (COMPRESS_INVALID) when shapes and attributes contradict each other; reads no data.
+void check_weight(const compress_weight& weight);
+
+// How the codes of one weight become whole numbers that fit a signed byte, and which scales those need.
+//
+// A channel's codes are one stream: blocks whose bytes hold no padding follow each other without a gap.
+class WeightCodes {
+ public:
+  // Throws Failure when the kernels cannot compute it; of all data only the table is read.
+  explicit WeightCodes(const compress_weight& weight);
+
+  const compress_weight& raw() const { return weight_; }
+  int64_t blocks() const { return blocks_; }
+  size_t row_bytes() const { return row_bytes_; }
+  bool folds() const { return folds_; }
+  // Positions that share scale and zero point; k when all do.
+  int64_t stretch() const { return grouped() ? weight_.block_size : weight_.k; }
+  // Whether scales change along a row; with `folds`, they do so in some panels only.
+  bool scales_change() const { return weight_.scale_columns > 1; }
+  bool zeros_change() const { return weight_.zero_points && weight_.zero_columns > 1; }
+  bool grouped() const { return scales_change() || zeros_change(); }
+
+  const uint8_t* row(int64_t channel) const { return weight_.codes + size_t(channel) * row_bytes_; }
+  float scale(int64_t channel, int64_t block) const {
+    return weight_.scales[(weight_.scale_rows > 1 ? channel : 0) * weight_.scale_columns +
+                          (weight_.scale_columns > 1 ? block : 0)];
+  }
+  int zero(int64_t channel, int64_t block) const {
+    if (!weight_.zero_points) return 1 << (weight_.bits - 1);
+    return weight_.zero_points[(weight_.zero_rows > 1 ? channel : 0) * weight_.zero_columns +
+                               (weight_.zero_columns > 1 ? block : 0)];
+  }
+  // 8-bit codes with zero points do not fit a signed byte; their zero is subtracted from the sums instead.
+  bool zero_after() const { return weight_.bits == 8 && weight_.zero_points; }
+
+  // Whole numbers of the codes under a zero point (ignored with a table), to be multiplied by scale * unit().
+  void whole_values(int zero, float* values) const;
+  float unit() const { return unit_; }
+
+  // Folding, as compress/kernels/folding.py: values * factor rounded, to be multiplied by channel scale * folded_unit().
+  void values(int zero, float* values) const;
+  float fold_factor(float ratio) const { return ratio * (127.0f / largest_); }
+  float folded_unit() const { return largest_ / 127.0f; }
+  float channel_scale(int64_t channel) const;  // the largest of its blocks
+  static constexpr float kSmallestRatio = 0.25f;
+
+  // Codes of `count` positions from `position` (a multiple of 8) as one byte each, or as nibbles.
+  void unpack_bytes(int64_t channel, int64_t position, int64_t count, uint8_t* bytes) const;
+  void unpack_nibbles(int64_t channel, int64_t position, int64_t count, uint8_t* nibbles) const;
+
+ private:
+  compress_weight weight_;
+  int64_t blocks_;
+  size_t row_bytes_;
+  bool folds_ = false;
+  float unit_ = 1.0f;     // of the whole numbers of a table
+  float largest_ = 0.0f;  // magnitude of a value before scaling
+};
+
+}  // namespace compress

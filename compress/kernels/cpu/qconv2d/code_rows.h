@@ -1,0 +1,23 @@
+// Output channels of packed codes.
+#pragma once
+
+#include "common/weight_codes.h"
+#include "common/weight_rows.h"
+
+namespace compress {
+
+class CodeRows : public WeightRows {
+ public:
+  // Throws Failure when the weight is malformed or cannot be computed.
+  explicit CodeRows(const compress_weight& weight);
+
+  bool scaled(int64_t channel) const override;
+  void decode(int64_t channel, int8_t* values, float* scales) const override;
+
+ private:
+  void decode_stretch(int64_t channel, int64_t block, bool folded, float largest, int64_t count, int8_t* values) const;
+
+  WeightCodes codes_;
+};
+
+}  // namespace compress
