@@ -25,6 +25,18 @@ constexpr size_t kPanelScales = size_t(kLargestChunk) / 16 * kPanelColumns;
 constexpr size_t kPanelTables = size_t(kLargestChunk) / 16 * 1024;
 constexpr size_t kPanelCodes = size_t(kPanelColumns) * (kLargestChunk + 64);
 
+// Codes that few rows can be multiplied with as they lie; see Tile::dot_nibbles.
+struct Stream {
+  const uint8_t* codes;
+  size_t row_bytes;
+  bool nibbles;          // else bytes
+  const uint8_t* table;  // 16 bytes or null, for nibbles
+  int offset;            // of the bytes above the values
+  const float* scales;   // [n][scales_pitch] or null: Panels::factors
+  size_t scales_pitch;
+  int64_t stretch;
+};
+
 class Panels {
  public:
   virtual ~Panels() = default;
@@ -45,6 +57,10 @@ class Panels {
   virtual bool factors(int64_t first, float* scale, int32_t* zero) const = 0;
   // Asks for the cache lines `expand` will read: part `part` of `parts`.
   virtual void prefetch(int64_t first, int64_t k0, int part, int parts) const = 0;
+  // Whether the codes can be streamed, and how.
+  virtual bool stream(Stream&) const { return false; }
+  // What sums under the stream's scales are short of: the unit of whole numbers.
+  virtual float unit() const { return 1.0f; }
 
  protected:
   int64_t n_ = 0, k_ = 0;

@@ -190,6 +190,9 @@ class Product {
       for (int tile = 0; tile < tiles; ++tile) {
         const int64_t row = begin + int64_t(tile) * t_.rows_per_tile;
         weight_.prefetch(last ? next_panel : first, last ? 0 : k0 + weight_.chunk(), tile, tiles);
+        if (tile + 1 < tiles)
+          prefetch_rows(rows_.codes + size_t(row + t_.rows_per_tile) * rows_.pitch + k0, rows_.pitch, t_.rows_per_tile,
+                        size_t(quads) * kQuad);
         if (last) ask_for_outputs(row, first);
         int32_t* sums = s.sums + (row - begin) * kPanelColumns;
         multiply(scaled, s, rows_.codes + size_t(row) * rows_.pitch, rows_.pitch, rows_.starts + row * rows_.segments,
@@ -275,6 +278,109 @@ class Product {
   int64_t panels_ = 0, parts_ = 0, rows_per_task_ = 0;
 };
 
+// Up to kFewRows rows: every code is read once and used for all of them.
+class FewRows {
+ public:
+  FewRows(const Tile& t, const Rows& rows, const Panels& weight, const Stream& stream, const compress_options& options,
+          float* y)
+      : t_(t), rows_(rows), weight_(weight), stream_(stream), options_(options), y_(y) {
+    pitch_ = size_t(round_up(weight.k(), kFewChunk));
+  }
+
+  static bool computes(const Tile& t, int64_t rows, const Stream& stream) {
+    return rows <= kFewRows && (stream.nibbles ? t.dot_nibbles != nullptr : t.dot_bytes != nullptr);
+  }
+
+  void lay_out(Layout& layout) {
+    split_ = layout.take<int8_t>(size_t(rows_.count) * pitch_);
+    if (stream_.scales) starts_ = layout.take<int32_t>(size_t(rows_.count) * pitch_ / 8);
+  }
+
+  // Rows in the order that the codes have, and what the sums of eight positions begin with.
+  void split_rows() const {
+    for (int64_t row = 0; row < rows_.count; ++row) {
+      const int8_t* codes = rows_.codes + size_t(row) * rows_.pitch;
+      int8_t* out = split_ + size_t(row) * pitch_;
+      const int64_t have = std::min<int64_t>(int64_t(rows_.pitch), int64_t(pitch_));
+      std::memset(out, 0, pitch_);
+      if (!stream_.nibbles) {
+        std::memcpy(out, codes, size_t(have));
+        continue;
+      }
+      for (int64_t k = 0; k < have; ++k) out[k / kFewChunk * kFewChunk + k % 2 * 64 + k % kFewChunk / 2] = codes[k];
+      if (!stream_.scales) continue;
+      int32_t* starts = starts_ + size_t(row) * pitch_ / 8;
+      std::memset(starts, 0, pitch_ / 2);
+      for (int64_t k = 0; k < have; ++k) starts[k / 8] -= stream_.offset * codes[k];
+    }
+  }
+
+  size_t tasks() const { return size_t((weight_.n() + kPanelColumns - 1) / kPanelColumns); }
+
+  void run(size_t task) const {
+    const int64_t first = int64_t(task) * kPanelColumns;
+    const int columns = int(std::min<int64_t>(kPanelColumns, weight_.n() - first));
+    alignas(64) int32_t sums[kFewRows][kPanelColumns];
+    alignas(64) float scale[kPanelColumns], bias[kPanelColumns] = {};
+    alignas(64) int32_t zero[kPanelColumns];
+    const bool zeros = !stream_.scales && weight_.factors(first, scale, zero);
+    if (options_.bias) std::memcpy(bias, options_.bias + first, size_t(columns) * sizeof(float));
+    for (int c = 0; c < columns; c += kFewColumns) multiply(first + c, std::min(kFewColumns, columns - c), c, sums);
+    for (int64_t r = 0; r < rows_.count; ++r) {
+      alignas(64) float addend[kPanelColumns] = {};
+      RowFinish how{};
+      how.column_scale = stream_.scales ? nullptr : scale;
+      how.column_zero = zeros ? zero : nullptr;
+      how.bias = options_.bias ? bias : nullptr;
+      how.residual = options_.residual ? options_.residual + r * weight_.n() + first : nullptr;
+      how.row_scale = rows_.scale[r] * (stream_.scales ? weight_.unit() : 1.0f);
+      how.row_sum = rows_.total[r];
+      how.row_offset = stream_.offset * rows_.total[r];
+      how.activation = Activation(options_.activation);
+      if (rows_.low_rank) {
+        t_.accumulate(rows_.low_rank + r * options_.rank, nullptr, options_.rank, options_.low_rank_b + first,
+                      size_t(weight_.n()), addend, columns);
+        how.addend = addend;
+      }
+      float* y = y_ + r * weight_.n() + first;
+      if (stream_.scales)
+        t_.finish_float(reinterpret_cast<const float*>(sums[r]), how, y, columns);
+      else
+        t_.finish(sums[r], how, y, columns);
+    }
+  }
+
+ private:
+  void multiply(int64_t channel, int count, int column, int32_t (*sums)[kPanelColumns]) const {
+    const uint8_t* codes[kFewColumns];
+    const float* scales[kFewColumns] = {};
+    for (int c = 0; c < count; ++c) {
+      codes[c] = stream_.codes + size_t(channel + c) * stream_.row_bytes;
+      if (stream_.scales) scales[c] = stream_.scales + size_t(channel + c) * stream_.scales_pitch;
+    }
+    int32_t found[kFewRows * kFewColumns];
+    const int rows = int(rows_.count);
+    if (!stream_.nibbles)
+      t_.dot_bytes(codes, count, weight_.k(), split_, pitch_, rows, found);
+    else if (!stream_.scales)
+      t_.dot_nibbles(codes, count, weight_.k(), stream_.table, split_, pitch_, rows, found);
+    else
+      t_.dot_nibbles_scaled(codes, count, weight_.k(), stream_.table, scales, stream_.stretch, split_, pitch_, starts_,
+                            pitch_ / 8, rows, reinterpret_cast<float*>(found));
+    for (int r = 0; r < rows; ++r) std::memcpy(sums[r] + column, found + r * kFewColumns, size_t(count) * 4);
+  }
+
+  const Tile& t_;
+  const Rows& rows_;
+  const Panels& weight_;
+  const Stream& stream_;
+  const compress_options& options_;
+  float* y_;
+  size_t pitch_;
+  int8_t* split_ = nullptr;
+  int32_t* starts_ = nullptr;
+};
+
 }  // namespace
 
 void check_options(const compress_options& options, int64_t k) {
@@ -309,6 +415,22 @@ void product(const float* x, int64_t rows, const Panels& weight, const compress_
   if (coded.ones) encode_ones(t, weight, coded);
 
   const auto began = std::chrono::steady_clock::now();
+  const auto ended = [&] {
+    if (seconds) *seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  };
+  Stream stream{};
+  if (!coded.ones && weight.stream(stream) && FewRows::computes(t, rows, stream)) {
+    thread_local Arena split;
+    FewRows work(t, coded, weight, stream, options, y);
+    Layout needed;
+    work.lay_out(needed);
+    Layout placed(split.reserve(needed.used()));
+    work.lay_out(placed);
+    work.split_rows();
+    parallel_for(runner, work.tasks(), [&](size_t task) { work.run(task); });
+    ended();
+    return;
+  }
   const Product work(t, coded, weight, options, y, threads_of(runner));
   const size_t bytes = work.scratch_bytes();
   std::atomic<bool> short_of_memory{false};
@@ -320,7 +442,7 @@ void product(const float* x, int64_t rows, const Panels& weight, const compress_
       short_of_memory = true;
     }
   });
-  if (seconds) *seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  ended();
   shared.trim();
   if (short_of_memory) throw std::bad_alloc();
 }

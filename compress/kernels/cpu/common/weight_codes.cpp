@@ -99,6 +99,14 @@ void WeightCodes::unpack_bytes(int64_t channel, int64_t position, int64_t count,
     std::memcpy(bytes, stream, size_t(count));
     return;
   }
+  if (bits == 4) {
+    for (int64_t i = 0; i < count / 2; ++i) {
+      bytes[2 * i] = stream[i] & 15;
+      bytes[2 * i + 1] = stream[i] >> 4;
+    }
+    if (count % 2) bytes[count - 1] = stream[count / 2] & 15;
+    return;
+  }
   const uint8_t* end = weight_.codes + size_t(weight_.n) * row_bytes_;
   const uint64_t mask = (uint64_t(1) << bits) - 1;
   for (int64_t i = 0; i < count; i += 8, stream += bits) {

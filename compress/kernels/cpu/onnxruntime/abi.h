@@ -74,8 +74,12 @@ class Api {
   Status tensor_info_of_type(const TypeInfo* type, const TensorInfo** out) const {  // null: no tensor
     return at<Status(const TypeInfo*, const TensorInfo**)>(55)(type, out);
   }
-  Status element_type(const TensorInfo* info, int* out) const { return at<Status(const TensorInfo*, int*)>(60)(info, out); }
-  Status rank(const TensorInfo* info, size_t* out) const { return at<Status(const TensorInfo*, size_t*)>(61)(info, out); }
+  Status element_type(const TensorInfo* info, int* out) const {
+    return at<Status(const TensorInfo*, int*)>(60)(info, out);
+  }
+  Status rank(const TensorInfo* info, size_t* out) const {
+    return at<Status(const TensorInfo*, size_t*)>(61)(info, out);
+  }
   Status shape(const TensorInfo* info, int64_t* out, size_t count) const {  // -1: not known
     return at<Status(const TensorInfo*, int64_t*, size_t)>(62)(info, out, count);
   }

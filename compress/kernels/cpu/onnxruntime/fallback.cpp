@@ -12,7 +12,8 @@
 #include "common/status.h"
 
 // One copy for each instruction set, picked when the library is loaded.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define COMPRESS_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
 #else
 #define COMPRESS_CLONES
@@ -352,7 +353,8 @@ class FloatProduct {
       std::vector<float> buffer(patches_.gathers() ? size_t(k_) : 0);
       const int64_t begin = part * kGathered, end = std::min(begin + kGathered, patches_.count());
       for (int64_t i = begin; i < end; ++i)
-        project(patches_.row(smoothed_, i, 0, buffer.data()), options_.low_rank_a, k_, rank, &projected_[size_t(i * rank)]);
+        project(patches_.row(smoothed_, i, 0, buffer.data()), options_.low_rank_a, k_, rank,
+                &projected_[size_t(i * rank)]);
     });
   }
 

@@ -1,4 +1,4 @@
-// Every valid call of the operator table in plain float32 arithmetic, for those that the integer kernels do not compute.
+// Every valid call of the operator table in float32, for those that the integer kernels do not compute.
 #pragma once
 
 #include "include/compress_kernels.h"

@@ -63,9 +63,16 @@ void need_type(const Inputs& in, Role role, std::initializer_list<int> types) {
 void need_broadcast(const Inputs& in, Role role, int64_t rows, int64_t columns) {
   if (!in[role]) return;
   const Tensor& t = *in[role];
-  const bool fits = t.rank == 2 && (t.shape[0] == 1 || t.shape[0] == rows) && (t.shape[1] == 1 || t.shape[1] == columns);
-  if (fits) return;
+  const auto spreads = [](int64_t extent, int64_t to) { return extent == 1 || extent < 0 || extent == to; };
+  if (t.rank == 2 && spreads(t.shape[0], rows) && spreads(t.shape[1], columns)) return;
   refuse_shape(role, t, "it must broadcast against [" + std::to_string(rows) + ", " + std::to_string(columns) + "]");
+}
+
+// Text of a model in a message: what is not ASCII could break whoever decodes it.
+std::string printable(std::string text) {
+  for (char& c : text)
+    if (c < ' ' || c > '~') c = '?';
+  return text;
 }
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -157,15 +164,15 @@ const OperatorSpec kOperators[4] = {
     {"VQConv2d", true, true, kVectorInputs, kVectorCount},
 };
 
-Node::Node(const ort::Api& api, const OperatorSpec& spec, const ort::KernelInfo* info, int threads)
-    : api_(api), spec_(spec), threads_(threads) {
+Node::Node(const ort::Api& api, const OperatorSpec& spec, const ort::KernelInfo* info, Execution how)
+    : api_(api), spec_(spec), how_(how) {
   title_ = std::string("compress::") + spec.name;
   size_t size = 0;
   check(api_, api_.node_name(info, nullptr, &size));
   std::string name(size, '\0');
   if (size) check(api_, api_.node_name(info, &name[0], &size));
   name.resize(std::strlen(name.c_str()));
-  if (!name.empty()) title_ += " '" + name.substr(0, 200) + "'";
+  if (!name.empty()) title_ += " '" + printable(name.substr(0, 100)) + "'";
   try {
     read_attributes(info);
     read_constants(info);
@@ -248,7 +255,7 @@ std::string Node::text(const ort::KernelInfo* info, const char* name, const char
   if (size > kLongestText) fail(COMPRESS_INVALID, "attribute %s has %zu characters", name, size);
   char value[kLongestText + 1] = {};
   check(api_, api_.attribute(info, name, value, &size));
-  return value;
+  return printable(value);
 }
 
 void Node::pair(const ort::KernelInfo* info, const char* name, int64_t least, const int64_t* otherwise,
@@ -548,7 +555,7 @@ void Node::fill(Call& call) const {
 void Node::multiply(const Call& call, const float* x, float* y, const compress_runner* runner) const {
   char message[256] = "";
   compress_status status = COMPRESS_UNSUPPORTED;
-  if (attributes_.act_format->kind == ActivationFormat::kInteger && !call.act_group) {
+  if (attributes_.act_format->kind == ActivationFormat::kInteger && !call.act_group && !how_.in_float) {
     if (spec_.convolution && spec_.vectors)
       status = compress_vqconv2d(x, &call.geometry, &call.vectors, &call.options, y, runner, message, sizeof message);
     else if (spec_.convolution)
@@ -586,8 +593,8 @@ void Node::compute(ort::KernelContext* context) const {
   void* out = nullptr;
   check(api_, api_.tensor_data(value, &out));
   Threads threads{api_, context};
-  const compress_runner pool{Threads::run, &threads, threads_};
-  const compress_runner* runner = threads_ > 1 ? &pool : nullptr;
+  const compress_runner pool{Threads::run, &threads, how_.threads};
+  const compress_runner* runner = how_.threads > 1 ? &pool : nullptr;
   fill(call);
   if (x.type == ort::kFloat) {
     call.options.residual = floats(call, kResidual);

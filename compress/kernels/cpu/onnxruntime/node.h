@@ -59,10 +59,15 @@ struct Inputs {
   const Tensor* operator[](Role role) const { return at[role]; }
 };
 
+struct Execution {
+  int threads;    // that work is cut for
+  bool in_float;  // never by integer kernels
+};
+
 class Node {
  public:
   // Throws Failure when attributes, constant inputs or known shapes do not fit together.
-  Node(const ort::Api& api, const OperatorSpec& spec, const ort::KernelInfo* info, int threads);
+  Node(const ort::Api& api, const OperatorSpec& spec, const ort::KernelInfo* info, Execution how);
 
   // Throws Failure when the inputs do not fit together.
   void compute(ort::KernelContext* context) const;
@@ -104,7 +109,7 @@ class Node {
   const OperatorSpec& spec_;
   Attributes attributes_;
   std::string title_;
-  int threads_;
+  Execution how_;
   std::vector<float> kept_[kRoles];  // constant inputs that are not float32, as float32
   bool is_kept_[kRoles] = {};
 };

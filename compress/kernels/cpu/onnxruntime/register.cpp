@@ -8,6 +8,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "onnxruntime/node.h"
 
@@ -17,13 +18,16 @@ namespace {
 // How many threads a session has is nothing that onnxruntime tells; whoever limits them may say so here. Work is cut by
 // it, but runs on the session's threads, however many there are.
 constexpr const char* kThreadsKey = "compress.threads";
+// "1": all is computed in floating point, to compare with.
+constexpr const char* kFloatKey = "compress.float";
 constexpr const char* kDomain = "compress";
+constexpr int kMostThreads = 1024;
 
 // An operator for x of one element type; the type of y is x's.
 struct Operator : ort::CustomOp {
   const OperatorSpec* spec;
   int x_type;
-  int threads;
+  Execution how;
 };
 
 const Operator& self(const ort::CustomOp* op) { return *static_cast<const Operator*>(op); }
@@ -46,7 +50,7 @@ ort::Status tell(const ort::Api& api, const std::string& title) noexcept {
 ort::Status create_kernel(const ort::CustomOp* op, const void* const* table, const ort::KernelInfo* info, void** out) {
   const ort::Api api(table);
   try {
-    *out = new Node(api, *self(op).spec, info, self(op).threads);
+    *out = new Node(api, *self(op).spec, info, self(op).how);
     return nullptr;
   } catch (...) {
     return tell(api, "");
@@ -68,12 +72,12 @@ int input_type(const ort::CustomOp* op, size_t index) {
   return input.role == kX || input.role == kResidual ? self(op).x_type : input.type;
 }
 
-Operator make_operator(const OperatorSpec& spec, int x_type, int threads) {
+Operator make_operator(const OperatorSpec& spec, int x_type, Execution how) {
   Operator op{};
   op.version = ort::kApiVersion;
   op.spec = &spec;
   op.x_type = x_type;
-  op.threads = threads;
+  op.how = how;
   op.name = [](const ort::CustomOp* o) { return self(o).spec->name; };
   op.execution_provider = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
   op.input_type = input_type;
@@ -104,35 +108,40 @@ struct Domain {
   ort::CustomOpDomain* handle = nullptr;
 };
 
-int thread_count(const ort::Api& api, const ort::SessionOptions* options) {
+// A number among the session's options, 0 when it is not there.
+int option(const ort::Api& api, const ort::SessionOptions* options, const char* key) {
   int given = 0;
-  check(api, api.has_config_entry(options, kThreadsKey, &given));
-  if (given) {
-    char value[16] = {};
-    size_t size = sizeof value - 1;
-    check(api, api.config_entry(options, kThreadsKey, value, &size));
-    const int threads = std::atoi(value);
-    if (threads > 0) return std::min(threads, 1024);
-  }
-  return std::max(1, int(std::thread::hardware_concurrency()));
+  check(api, api.has_config_entry(options, key, &given));
+  if (!given) return 0;
+  char value[16] = {};
+  size_t size = sizeof value - 1;
+  check(api, api.config_entry(options, key, value, &size));
+  return std::atoi(value);
 }
 
-ort::CustomOpDomain* domain_of(const ort::Api& api, int threads) {
+Execution execution(const ort::Api& api, const ort::SessionOptions* options) {
+  const int given = option(api, options, kThreadsKey);
+  const int threads = given > 0 ? given : int(std::thread::hardware_concurrency());
+  return {std::min(std::max(threads, 1), kMostThreads), option(api, options, kFloatKey) == 1};
+}
+
+ort::CustomOpDomain* domain_of(const ort::Api& api, Execution how) {
   // Never freed: sessions may outlive every moment at which a static object could be.
   static std::mutex& mutex = *new std::mutex;
-  static auto& domains = *new std::map<int, Domain*>;
+  static auto& domains = *new std::map<std::pair<int, bool>, Domain*>;
   std::lock_guard<std::mutex> lock(mutex);
-  const auto found = domains.find(threads);
+  const std::pair<int, bool> key(how.threads, how.in_float);
+  const auto found = domains.find(key);
   if (found != domains.end()) return found->second->handle;
   auto domain = std::make_unique<Domain>();
   check(api, api.create_domain(kDomain, &domain->handle));
   size_t i = 0;
   for (const OperatorSpec& spec : kOperators)
     for (const int type : kTypes) {
-      domain->operators[i] = make_operator(spec, type, threads);
+      domain->operators[i] = make_operator(spec, type, how);
       check(api, api.add_operator(domain->handle, &domain->operators[i++]));
     }
-  return (domains[threads] = domain.release())->handle;
+  return (domains[key] = domain.release())->handle;
 }
 
 }  // namespace
@@ -150,7 +159,7 @@ extern "C" COMPRESS_API compress::ort::Status RegisterCustomOps(compress::ort::S
   }
   const ort::Api api(table);
   try {
-    check(api, api.add_domain(options, domain_of(api, thread_count(api, options))));
+    check(api, api.add_domain(options, domain_of(api, execution(api, options))));
     return nullptr;
   } catch (...) {
     return tell(api, "compress");

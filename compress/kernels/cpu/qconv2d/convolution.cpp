@@ -274,6 +274,9 @@ class Convolution {
       for (int64_t row = begin; row < end; row += t_.rows_per_tile) {
         int32_t* sums = s.sums + (row - begin) * kPanelColumns;
         const int8_t* values = channels_.values + size_t(row) * channels_.pitch + k0;
+        if (row + t_.rows_per_tile < end)
+          prefetch_rows(values + size_t(t_.rows_per_tile) * channels_.pitch, channels_.pitch, t_.rows_per_tile,
+                        size_t(quads) * kQuad);
         const bool scaled = any_scaled(row);
         if (scaled)
           t_.multiply_row_scaled(s.panel, values, channels_.pitch, segment / kQuad, quads * kQuad / segment,

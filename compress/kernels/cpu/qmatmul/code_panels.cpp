@@ -25,6 +25,11 @@ CodePanels::CodePanels(const compress_weight& weight, const Tile& tile) : codes_
   n_ = weight.n;
   k_ = weight.k;
   chunk_ = kUsualChunk;
+  if (weight.bits == 4 && weight.table && !codes_.folds()) {
+    float values[16];
+    codes_.whole_values(0, values);
+    for (int code = 0; code < 16; ++code) table_[code] = uint8_t(int(values[code]) + 128);
+  }
   if (!codes_.grouped()) return;
   int64_t segment = weight.block_size;
   if (segment >= k_) segment = (k_ + 31) / 32 * 32;
@@ -35,6 +40,22 @@ CodePanels::CodePanels(const compress_weight& weight, const Tile& tile) : codes_
          static_cast<long long>(weight.block_size));
   chunk_ = int(multiple(whole, whole > kUsualChunk ? kLargestChunk : kUsualChunk));
   if (codes_.scales_change()) segment_ = int(segment);
+}
+
+bool CodePanels::stream(Stream& stream) const {
+  const compress_weight& w = codes_.raw();
+  stream = {w.codes, codes_.row_bytes(), w.bits == 4, nullptr, 128, nullptr, 0, 0};
+  if (codes_.folds() || codes_.zeros_change()) return false;
+  if (w.bits == 8) return !codes_.scales_change() && !w.table;
+  if (w.bits != 4 || w.zero_points) return false;
+  stream.table = w.table ? table_ : nullptr;
+  stream.offset = w.table ? 128 : 8;
+  if (!codes_.scales_change()) return true;
+  stream.scales = w.scales;
+  stream.scales_pitch = size_t(w.scale_columns);
+  stream.stretch = w.block_size;
+  const bool fits = w.block_size == 16 || w.block_size == 32 || w.block_size == 64 || w.block_size % kFewChunk == 0;
+  return fits && w.scale_rows == w.n;
 }
 
 bool CodePanels::folded_at(int64_t channel, int64_t block, float channel_scale) const {

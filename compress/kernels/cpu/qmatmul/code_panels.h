@@ -15,6 +15,8 @@ class CodePanels : public Panels {
   void expand(int64_t first, int64_t k0, PanelScratch& scratch) const override;
   bool factors(int64_t first, float* scale, int32_t* zero) const override;
   void prefetch(int64_t first, int64_t k0, int part, int parts) const override;
+  bool stream(Stream& stream) const override;
+  float unit() const override { return codes_.unit(); }
 
  private:
   int64_t channel(int64_t first, int column) const { return first + column < n_ ? first + column : n_ - 1; }
@@ -27,6 +29,7 @@ class CodePanels : public Panels {
 
   WeightCodes codes_;
   const Tile& tile_;
+  uint8_t table_[16] = {};  // value + 128 of every code, where one table serves all
 };
 
 }  // namespace compress

@@ -75,6 +75,9 @@ extern const Tile avx2_tile = {
     portable::finish_float,
     portable::accumulate,
     portable::add_scaled,
+    nullptr,  // few rows go the way of many
+    nullptr,
+    nullptr,
     nullptr,
 };
 

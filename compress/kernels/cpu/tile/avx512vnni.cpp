@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "tile/portable.h"
 
@@ -503,6 +504,157 @@ void finish_float(const float* sums, const RowFinish& how, float* y, int count) 
   }
 }
 
+// Bytes of a chunk of codes that exist.
+inline __mmask64 bytes_left(int64_t bytes) { return bytes >= 64 ? ~__mmask64(0) : (__mmask64(1) << bytes) - 1; }
+
+struct Halves {
+  __m512i even, odd;
+};
+
+inline Halves split(const uint8_t* codes, __mmask64 mask, bool looked_up, __m512i table) {
+  const __m512i low = _mm512_set1_epi8(15);
+  const __m512i both = _mm512_maskz_loadu_epi8(mask, codes);
+  Halves h{_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16(both, 4), low)};
+  if (looked_up) h = {_mm512_shuffle_epi8(table, h.even), _mm512_shuffle_epi8(table, h.odd)};
+  return h;
+}
+
+inline __m512i broadcast_table(const uint8_t* table) {
+  if (!table) return _mm512_setzero_si512();
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
+constexpr int64_t kAhead = 4 * 64;  // bytes of a channel that are asked for before they are needed
+
+template <int rows, int columns, bool looked_up>
+void dot_some_nibbles(const uint8_t* const* codes, int64_t k, const uint8_t* table, const int8_t* a, size_t pitch,
+                      int32_t* sums) {
+  const __m512i values = broadcast_table(table);
+  __m512i acc[rows][columns];
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) acc[r][c] = _mm512_setzero_si512();
+  for (int64_t at = 0; at < k; at += kFewChunk) {
+    const __mmask64 mask = bytes_left((k - at + 1) / 2);
+    Halves h[columns];
+    for (int c = 0; c < columns; ++c) {
+      __builtin_prefetch(codes[c] + at / 2 + kAhead);
+      h[c] = split(codes[c] + at / 2, mask, looked_up, values);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const __m512i even = _mm512_loadu_si512(a + r * pitch + at), odd = _mm512_loadu_si512(a + r * pitch + at + 64);
+      for (int c = 0; c < columns; ++c) {
+        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], h[c].even, even);
+        acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], h[c].odd, odd);
+      }
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) sums[r * kFewColumns + c] = _mm512_reduce_add_epi32(acc[r][c]);
+}
+
+template <int rows, int columns, bool looked_up>
+void dot_some_scaled(const uint8_t* const* codes, int64_t k, const uint8_t* table, const float* const* scales,
+                     int64_t stretch, const int8_t* a, size_t pitch, const int32_t* starts, size_t starts_pitch,
+                     float* sums) {
+  const __m512i values = broadcast_table(table);
+  // A register of sums holds eight positions in each of its 16 lanes: which scale of the chunk each lane takes.
+  const int64_t own = stretch < kFewChunk ? stretch : kFewChunk;
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i place = _mm512_srli_epi32(lanes, own == 16 ? 1 : own == 32 ? 2 : own == 64 ? 3 : 4);
+  __m512 acc[rows][columns];
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) acc[r][c] = _mm512_setzero_ps();
+  for (int64_t at = 0; at < k; at += kFewChunk) {
+    const __mmask64 mask = bytes_left((k - at + 1) / 2);
+    const int64_t left = k - at < kFewChunk ? k - at : kFewChunk;
+    const __mmask16 exist = (1u << ((left + own - 1) / own)) - 1;
+    Halves h[columns];
+    __m512 scale[columns];
+    for (int c = 0; c < columns; ++c) {
+      __builtin_prefetch(codes[c] + at / 2 + kAhead);
+      h[c] = split(codes[c] + at / 2, mask, looked_up, values);
+      scale[c] = _mm512_permutexvar_ps(place, _mm512_maskz_loadu_ps(exist, scales[c] + at / stretch));
+    }
+    for (int r = 0; r < rows; ++r) {
+      const __m512i even = _mm512_loadu_si512(a + r * pitch + at), odd = _mm512_loadu_si512(a + r * pitch + at + 64);
+      const __m512i start = _mm512_loadu_si512(starts + r * starts_pitch + at / 8);
+      for (int c = 0; c < columns; ++c) {
+        const __m512i sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(start, h[c].even, even), h[c].odd, odd);
+        acc[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[c], acc[r][c]);
+      }
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) sums[r * kFewColumns + c] = _mm512_reduce_add_ps(acc[r][c]);
+}
+
+template <int rows, int columns>
+void dot_some_bytes(const uint8_t* const* codes, int64_t k, const int8_t* a, size_t pitch, int32_t* sums) {
+  __m512i acc[rows][columns];
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) acc[r][c] = _mm512_setzero_si512();
+  for (int64_t at = 0; at < k; at += 64) {
+    const __mmask64 mask = bytes_left(k - at);
+    __m512i h[columns];
+    for (int c = 0; c < columns; ++c) {
+      __builtin_prefetch(codes[c] + at + kAhead);
+      h[c] = _mm512_maskz_loadu_epi8(mask, codes[c] + at);
+    }
+    for (int r = 0; r < rows; ++r) {
+      const __m512i row = _mm512_loadu_si512(a + r * pitch + at);
+      for (int c = 0; c < columns; ++c) acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], h[c], row);
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) sums[r * kFewColumns + c] = _mm512_reduce_add_epi32(acc[r][c]);
+}
+
+// Calls work(rows, columns) with both as constants: the accumulators of `rows` by `columns` fill half the registers.
+template <typename Work>
+void by_size(int rows, int count, Work&& work) {
+  const auto with_rows = [&](auto constant, int first) {
+    constexpr int r = decltype(constant)::value, wide = r <= 4 ? 4 : 2;
+    int c = 0;
+    for (; c + wide <= count; c += wide) work(constant, std::integral_constant<int, wide>{}, first, c);
+    for (; c < count; ++c) work(constant, std::integral_constant<int, 1>{}, first, c);
+  };
+  int first = 0;
+  for (; rows - first >= 8; first += 8) with_rows(std::integral_constant<int, 8>{}, first);
+  for (; rows - first >= 4; first += 4) with_rows(std::integral_constant<int, 4>{}, first);
+  for (; rows - first >= 2; first += 2) with_rows(std::integral_constant<int, 2>{}, first);
+  if (first < rows) with_rows(std::integral_constant<int, 1>{}, first);
+}
+
+void dot_nibbles(const uint8_t* const* columns, int count, int64_t k, const uint8_t* table, const int8_t* a,
+                 size_t pitch, int rows, int32_t* sums) {
+  by_size(rows, count, [&](auto r, auto c, int first, int column) {
+    constexpr int some_rows = decltype(r)::value, some_columns = decltype(c)::value;
+    const auto dot = table ? dot_some_nibbles<some_rows, some_columns, true>
+                           : dot_some_nibbles<some_rows, some_columns, false>;
+    dot(columns + column, k, table, a + first * pitch, pitch, sums + first * kFewColumns + column);
+  });
+}
+
+void dot_nibbles_scaled(const uint8_t* const* columns, int count, int64_t k, const uint8_t* table,
+                        const float* const* scales, int64_t stretch, const int8_t* a, size_t pitch,
+                        const int32_t* starts, size_t starts_pitch, int rows, float* sums) {
+  by_size(rows, count, [&](auto r, auto c, int first, int column) {
+    constexpr int some_rows = decltype(r)::value, some_columns = decltype(c)::value;
+    const auto dot = table ? dot_some_scaled<some_rows, some_columns, true>
+                           : dot_some_scaled<some_rows, some_columns, false>;
+    dot(columns + column, k, table, scales + column, stretch, a + first * pitch, pitch, starts + first * starts_pitch,
+        starts_pitch, sums + first * kFewColumns + column);
+  });
+}
+
+void dot_bytes(const uint8_t* const* columns, int count, int64_t k, const int8_t* a, size_t pitch, int rows,
+               int32_t* sums) {
+  by_size(rows, count, [&](auto r, auto c, int first, int column) {
+    dot_some_bytes<decltype(r)::value, decltype(c)::value>(columns + column, k, a + first * pitch, pitch,
+                                                           sums + first * kFewColumns + column);
+  });
+}
+
 int64_t spin(int64_t iterations) {
   asm volatile(
       ".irp r,0,1,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n"
@@ -541,6 +693,9 @@ extern const Tile avx512vnni_tile = {
     finish_float,
     portable::accumulate,
     portable::add_scaled,
+    dot_nibbles,
+    dot_nibbles_scaled,
+    dot_bytes,
     spin,
 };
 

@@ -73,6 +73,9 @@ extern const Tile AVXVNNI_TILE = {
     portable::finish_float,
     portable::accumulate,
     portable::add_scaled,
+    nullptr,  // few rows go the way of many
+    nullptr,
+    nullptr,
     nullptr,
 };
 

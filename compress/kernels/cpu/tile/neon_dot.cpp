@@ -162,6 +162,9 @@ extern const Tile neon_dot_tile = {
     portable::finish_float,
     portable::accumulate,
     portable::add_scaled,
+    nullptr,  // few rows go the way of many
+    nullptr,
+    nullptr,
     nullptr,
 };
 

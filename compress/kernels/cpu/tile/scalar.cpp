@@ -28,6 +28,9 @@ extern const Tile scalar_tile = {
     portable::finish_float,
     portable::accumulate,
     portable::add_scaled,
+    nullptr,  // few rows go the way of many
+    nullptr,
+    nullptr,
     nullptr,
 };
 

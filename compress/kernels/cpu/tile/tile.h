@@ -18,6 +18,10 @@ constexpr int kPanelColumns = 64;
 constexpr int kQuad = 4;
 constexpr int kQuadBytes = kPanelColumns * kQuad;
 
+constexpr int kFewRows = 8;
+constexpr int kFewColumns = 4;
+constexpr int kFewChunk = 128;
+
 enum class Activation : int32_t { none = 0, gelu_tanh = 1, silu = 2 };
 
 // What turns a quantized row into the codes the tiles multiply: code = clamp(round(x * smooth / scale) + zero) - shift.
@@ -102,6 +106,21 @@ struct Tile {
 
   // sums[i] += weight * a[i]. For depthwise convolutions.
   void (*add_scaled)(const int8_t* a, int32_t weight, int32_t* sums, int count);
+
+  // Few rows, for which filling a panel costs more than it saves: up to kFewRows rows times up to kFewColumns channels
+  // whose codes are streamed once. All three are null where there is no such code. Rows are those of `encode`, in
+  // chunks of 128 positions padded with zeros; for nibbles the even positions of a chunk come first (split_nibbles).
+  // sums[row * kFewColumns + column] = a . values, values being table[code] or, without a table, the code itself, as
+  // unsigned bytes.
+  void (*dot_nibbles)(const uint8_t* const* columns, int count, int64_t k, const uint8_t* table, const int8_t* a,
+                      size_t pitch, int rows, int32_t* sums);
+  // The same under scales of `stretch` positions (16, 32, 64 or a multiple of 128), scales[column][stretch index];
+  // starts[row * starts_pitch + position / 8] is what the sum over eight positions begins with.
+  void (*dot_nibbles_scaled)(const uint8_t* const* columns, int count, int64_t k, const uint8_t* table,
+                             const float* const* scales, int64_t stretch, const int8_t* a, size_t pitch,
+                             const int32_t* starts, size_t starts_pitch, int rows, float* sums);
+  void (*dot_bytes)(const uint8_t* const* columns, int count, int64_t k, const int8_t* a, size_t pitch, int rows,
+                    int32_t* sums);
 
   // Byte products in registers and nothing else, as fast as this CPU can; returns how many operations (2 a product and
   // sum) an iteration does. Null where there is no such instruction.
