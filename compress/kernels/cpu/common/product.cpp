@@ -244,19 +244,19 @@ class Product {
   void finish(bool scaled, bool zeros, const Scratch& s, int64_t row, int64_t first, int columns,
               const int32_t* sums) const {
     const int64_t end = std::min(row + t_.rows_per_tile, rows_.count);
+    RowFinish how{};
+    how.column_scale = scaled ? nullptr : s.column_scale;
+    how.column_zero = zeros ? s.column_zero : nullptr;
+    how.column_sum = rows_.ones ? s.column_sum : nullptr;
+    how.bias = options_.bias ? s.bias : nullptr;
+    how.activation = Activation(options_.activation);
     for (int64_t r = row; r < end; ++r, sums += kPanelColumns) {
       const int64_t place = r * weight_.n() + first;
-      RowFinish how{};
-      how.column_scale = scaled ? nullptr : s.column_scale;
-      how.column_zero = zeros ? s.column_zero : nullptr;
-      how.column_sum = rows_.ones ? s.column_sum : nullptr;
-      how.bias = options_.bias ? s.bias : nullptr;
-      how.residual = options_.residual ? options_.residual + place : nullptr;
       how.row_scale = rows_.scale[r];
-      how.row_shift = rows_.shift ? rows_.shift[r] : 0.0f;
       how.row_sum = rows_.total[r];
       how.row_offset = t_.panel_offset * rows_.total[r];
-      how.activation = Activation(options_.activation);
+      if (rows_.shift) how.row_shift = rows_.shift[r];
+      if (options_.residual) how.residual = options_.residual + place;
       if (rows_.low_rank) {
         std::memset(s.addend, 0, kPanelColumns * sizeof(float));
         t_.accumulate(rows_.low_rank + r * options_.rank, nullptr, options_.rank, options_.low_rank_b + first,

@@ -419,7 +419,7 @@ void encode(const float* x, const float* smooth, size_t count, size_t padded, co
   const __m512 scale = _mm512_set1_ps(coding.scale), inverse = _mm512_set1_ps(1.0f / coding.scale);
   const __m512 low = _mm512_set1_ps(coding.low - coding.zero), high = _mm512_set1_ps(coding.high - coding.zero);
   const __m512i shift = _mm512_set1_epi32(int(coding.zero) - int(coding.shift));
-  const __m512 half = _mm512_set1_ps(0.5f), near = _mm512_set1_ps(1e-4f), sign = _mm512_set1_ps(-0.0f);
+  const __m512 sign = _mm512_set1_ps(-0.0f), near = _mm512_set1_ps(0.4999f);
   // x / scale would cost most of this function. x * (1 / scale) differs by two units in the last place, which matters
   // only within 1e-4 of a half: rows of such values are divided.
   const bool exact = !(1.0f / coding.scale <= 3e38f) || coding.high - coding.low > 255.0f;
@@ -430,8 +430,8 @@ void encode(const float* x, const float* smooth, size_t count, size_t padded, co
     __m512 value = _mm512_maskz_loadu_ps(mask, x + (mask ? i : 0));
     if (smooth) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, smooth + (mask ? i : 0)));
     __m512 ratio = _mm512_mul_ps(value, inverse);
-    const __m512 rest = _mm512_andnot_ps(sign, _mm512_sub_ps(ratio, _mm512_roundscale_ps(ratio, 0)));
-    if (exact || _mm512_cmp_ps_mask(_mm512_sub_ps(half, rest), near, _CMP_NGE_UQ)) ratio = _mm512_div_ps(value, scale);
+    const __m512 rest = _mm512_andnot_ps(sign, _mm512_reduce_ps(ratio, 0));
+    if (exact || _mm512_cmp_ps_mask(rest, near, _CMP_NLE_UQ)) ratio = _mm512_div_ps(value, scale);
     // NaN becomes the lowest code; the scale of its row is NaN and makes the whole row NaN.
     ratio = _mm512_min_ps(_mm512_max_ps(ratio, low), high);
     const __m512i code = _mm512_maskz_add_epi32(mask, _mm512_cvtps_epi32(ratio), shift);
@@ -482,7 +482,25 @@ inline void store_outputs(__m512 value, int i, __mmask16 mask, const RowFinish& 
 
 inline __mmask16 columns_left(int i, int count) { return count - i >= 16 ? 0xffff : (1u << (count - i)) - 1; }
 
+// Whole rows of 64 columns with nothing but scales and biases, as most are.
+inline void store_plain(const int32_t* sums, const RowFinish& how, float* y) {
+  const __m512i offset = _mm512_set1_epi32(how.row_offset);
+  const __m512 scale = _mm512_set1_ps(how.row_scale), bias = _mm512_set1_ps(how.row_bias);
+  for (int i = 0; i < kPanelColumns; i += 16) {
+    const __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(sums + i), offset);
+    __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(how.column_scale + i));
+    value = _mm512_mul_ps(value, scale);
+    if (how.bias) value = _mm512_add_ps(value, _mm512_loadu_ps(how.bias + i));
+    _mm512_storeu_ps(y + i, _mm512_add_ps(value, bias));
+  }
+}
+
 void finish(const int32_t* sums, const RowFinish& how, float* y, int count) {
+  if (count == kPanelColumns && !how.column_zero && !how.column_sum && !how.addend && !how.residual &&
+      how.activation == Activation::none) {
+    store_plain(sums, how, y);
+    return;
+  }
   for (int i = 0; i < count; i += 16) {
     __m512i sum = _mm512_sub_epi32(_mm512_loadu_si512(sums + i), _mm512_set1_epi32(how.row_offset));
     if (how.column_zero) {

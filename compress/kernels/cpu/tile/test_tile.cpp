@@ -390,7 +390,7 @@ void test_activations(const Tile& t) {
       t.finish_float(x.data(), how, y.data(), kPanelColumns);
       for (size_t i = 0; i < kPanelColumns; ++i) {
         const double want = activated(x[i], activation);
-        CHECK(std::fabs(y[i] - want) <= 2e-6 * (1.0 + std::fabs(want)), "%s activation %d of %.9g is %.9g, not %.9g",
+        CHECK(std::fabs(y[i] - want) <= 6e-7 * (1.0 + std::fabs(want)), "%s activation %d of %.9g is %.9g, not %.9g",
               t.name, int(activation), x[i], y[i], want);
       }
     }
