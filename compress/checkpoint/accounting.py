@@ -10,20 +10,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+# In the order in which safetensors lays tensors out.
 _CODES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
+    torch.int32: "I32",
     torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_ORDER = {dtype: place for place, dtype in enumerate(_CODES)}
 
 
 class PlannedTensor(NamedTuple):
@@ -52,9 +54,9 @@ def planned_tensors(skeleton: nn.Module, stored: Mapping[str, torch.dtype]) -> l
 def file_bytes(tensors: Sequence[PlannedTensor]) -> int:
     """Size of one safetensors file: 8 bytes of length, the JSON header padded to a multiple of 8, the data.
 
-    safetensors lays tensors out by falling alignment, then by name; the offsets' digits depend on that order.
+    safetensors lays tensors out by type, then by name; the offsets' digits depend on that order.
     """
-    ordered = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))
+    ordered = sorted(tensors, key=lambda t: (_ORDER[t.dtype], t.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in ordered:

@@ -27,6 +27,7 @@ def to_config(specs: Mapping[str, LayerSpec], ignored: Sequence[str]) -> dict[st
             "targets": targets,
             "weights": _weights(spec.weights),
             "input_activations": None if spec.activations is None else _activations(spec.activations),
+            "mode": spec.mode,
         }
         for number, (spec, targets) in enumerate(names.items())
     }
@@ -92,7 +93,8 @@ def from_config(config: Mapping[str, Any], where: str = "config.json") -> dict[s
     for group in config["config_groups"].values():
         try:
             weights, inputs = group["weights"], group["input_activations"]
-            spec = LayerSpec(_weight_spec(weights), None if inputs is None else _activation_spec(inputs))
+            activations = None if inputs is None else _activation_spec(inputs)
+            spec = LayerSpec(_weight_spec(weights), activations, group.get("mode", "exact"))
         except KeyError as error:
             raise CheckpointError(f"config_groups lacks {error}", where=where) from None
         specs |= dict.fromkeys(group["targets"], spec)

@@ -11,9 +11,11 @@ from compress.formats.scales import (
     ByteCount,
     Scales,
     WeightSpec,
+    as_stored,
     code_shape,
     predicted_bytes,
     scale_shape,
+    scale_values,
     weight_scales,
 )
 
@@ -24,6 +26,7 @@ __all__ = [
     "QTensor",
     "Scales",
     "WeightSpec",
+    "as_stored",
     "code_shape",
     "decode",
     "dynamic_scale",
@@ -37,6 +40,7 @@ __all__ = [
     "quantize_dequantize",
     "quantize_weight",
     "scale_shape",
+    "scale_values",
     "stored_scales",
     "unpack_codes",
     "weight_scales",

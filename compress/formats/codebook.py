@@ -13,9 +13,27 @@ from torch import Tensor
 from compress.errors import FormatError
 
 Kind = Literal["int", "float"]
+ScaleDtype = Literal["float32", "float16", "e8m0", "e4m3"]
+"""Stored types of scales: e8m0 is a power of two by its exponent, e4m3 an 8-bit float."""
 
 # Formats that torch can cast to, much faster than a search of the table; a test proves that the two agree.
 _TORCH_CASTS: Final = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Blocks that are part of a format: `group` positions share a scale of that type.
+
+    `global_scale`: one float32 number per weight multiplies all its scales.
+    """
+
+    group: int
+    scale_dtype: ScaleDtype
+    global_scale: bool = False
+
+    def describe(self) -> str:
+        """`groups of 16, e4m3 scales, a global scale`."""
+        return f"groups of {self.group}, {self.scale_dtype} scales" + (", a global scale" * self.global_scale)
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,8 @@ class Format:
         max_value: the magnitude that symmetric scaling maps the largest magnitude to.
         signed: whether negative values exist.
         citation: where the format is defined.
+        layout: the blocks and scales that the format prescribes, or None when a weight may choose.
+        weights_only: activations cannot have this format.
     """
 
     name: str
@@ -40,6 +60,8 @@ class Format:
     max_value: float
     signed: bool
     citation: str
+    layout: BlockLayout | None = None
+    weights_only: bool = False
 
     def table(self) -> Tensor | None:
         """Code values, float32 `[2**bits]`, or None for integers. The caller owns the tensor."""
@@ -95,12 +117,15 @@ def _search(values: Tensor, table: tuple[float, ...]) -> Tensor:
     for code, value in enumerate(table):
         first.setdefault(value, code)  # 0.0 == -0.0: the positive zero comes first
     grid = sorted(first)
-    between = [(a + b) / 2 for a, b in itertools.pairwise(grid)]
-    middles = torch.tensor(between, dtype=torch.float32, device=values.device)
+    middles = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(grid)], dtype=torch.float64)
+    # The float32 numbers next to a middle that is none itself.
+    nearest, end = middles.float(), torch.tensor(torch.inf)
+    lower = torch.where(nearest > middles, nearest.nextafter(-end), nearest).to(values.device)
+    upper = torch.where(nearest < middles, nearest.nextafter(end), nearest).to(values.device)
     codes = torch.tensor([first[value] for value in grid], dtype=torch.uint8, device=values.device)
     values = values.contiguous()  # what bucketize wants
-    below = codes[torch.bucketize(values, middles)]  # a value on a middle goes down here
-    above = codes[torch.bucketize(values, middles, right=True)]  # and up here
+    below = codes[torch.bucketize(values, lower)]  # a value on a middle goes down here
+    above = codes[torch.bucketize(values, upper, right=True)]  # and up here
     return torch.where(below % 2 == 0, below, above)
 
 
@@ -116,8 +141,30 @@ def _minifloat(exponent_bits: int, mantissa_bits: int, bias: int, largest: float
     return (*magnitudes, *(-value for value in magnitudes))
 
 
+_E2M1 = _minifloat(2, 1, 1, 6.0)
+# The float32 values of QLoRA's appendix E: quantiles of a normal distribution, scaled to [-1, 1], with an exact zero.
+_NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 _OCP_FP8 = "OCP 8-bit Floating Point Specification (OFP8), revision 1.0, 2023"
 _OCP_MX = "OCP Microscaling Formats (MX) Specification, version 1.0, 2023"
+_QLORA = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs, arXiv 2305.14314, appendix E"
+_NVFP4 = "NVIDIA 2025, Pretraining Large Language Models with NVFP4, arXiv 2509.25149, section 2"
 
 
 def _integer(bits: int, signed: bool = True) -> Format:
@@ -137,6 +184,9 @@ _ALL = (
     _integer(4, signed=False),
     Format("fp8_e4m3", 8, "float", _minifloat(4, 3, 7, 448.0), 448.0, True, f"{_OCP_FP8} (E4M3, no infinities)"),
     Format("fp8_e5m2", 8, "float", _minifloat(5, 2, 15, 57344.0), 57344.0, True, f"{_OCP_FP8} (E5M2)"),
-    Format("fp4_e2m1", 4, "float", _minifloat(2, 1, 1, 6.0), 6.0, True, f"{_OCP_MX} (FP4 E2M1 elements)"),
+    Format("fp4_e2m1", 4, "float", _E2M1, 6.0, True, f"{_OCP_MX} (FP4 E2M1 elements)"),
+    Format("nf4", 4, "float", _NF4, 1.0, True, _QLORA, weights_only=True),
+    Format("mxfp4", 4, "float", _E2M1, 6.0, True, f"{_OCP_MX} (MXFP4)", BlockLayout(32, "e8m0"), True),
+    Format("nvfp4", 4, "float", _E2M1, 6.0, True, _NVFP4, BlockLayout(16, "e4m3", global_scale=True), True),
 )
 FORMATS: Final[dict[str, Format]] = {fmt.name: fmt for fmt in _ALL}

@@ -12,10 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 from compress.errors import ExportError
-from compress.kernels.onnx_activations import ByteCodes, byte_codes, rounded
+from compress.kernels.onnx_activations import MIDDLE, ByteCodes, byte_codes, rounded
 from compress.kernels.onnx_graph import Body
 from compress.kernels.onnx_variants import Variant
-from compress.kernels.onnx_weights import channel_vector, float_weight, integer_weight
+from compress.kernels.onnx_vq import VqForm, vq_bytes, vq_scales, vq_weight
+from compress.kernels.onnx_weights import (
+    Order,
+    WeightForm,
+    channel_vector,
+    float_weight,
+    integer_weight,
+    scale_values,
+)
 from compress.kernels.schema import DOMAIN
 
 OPSETS = (21, 25)
@@ -25,8 +33,12 @@ OPSETS = (21, 25)
 _SIGNED_BITS = 6
 
 
-def function_for(variant: Variant, opset: int) -> Any:
+def function_for(
+    variant: Variant, opset: int, builder: Callable[[Body, Variant], FunctionBuilder] | None = None
+) -> Any:
     """The `onnx.FunctionProto` of a variant: the operator's name, the variant's overload, standard operators only.
+
+    `builder` writes the body, `FunctionBuilder` when None.
 
     Raises:
         ExportError: the opset is not one the functions are written for, or an activation format has no ONNX form.
@@ -36,7 +48,7 @@ def function_for(variant: Variant, opset: int) -> Any:
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ExportError(f"opset {opset} is not supported", hint=f"use {OPSETS[0]} to {OPSETS[1]}")
     body = Body()
-    y = _Builder(body, variant).output()
+    y = (builder or FunctionBuilder)(body, variant).output()
     assert body.nodes[-1].output[0] == y
     body.nodes[-1].output[0] = "y"
     names = [tensor.name for tensor in variant.operator.inputs]
@@ -53,8 +65,8 @@ def function_for(variant: Variant, opset: int) -> Any:
     )
 
 
-class _Builder:
-    """Writes the body of one variant."""
+class FunctionBuilder:
+    """Writes the body of one variant; what may be replaced is the product with the weight."""
 
     def __init__(self, body: Body, variant: Variant) -> None:
         self.body, self.variant = body, variant
@@ -64,10 +76,24 @@ class _Builder:
         x = self._float("x")
         if "smooth" in variant.inputs:
             x = body.op("Mul", x, self._per_channel("smooth"))
-        y = self._integer_product(x) if variant.integer_route else self._float_product(x)
+        y = self._product(x)
         if "low_rank_a" in variant.inputs:
             y = body.op("Add", y, self._low_rank(x))
+        y = self._activated(y)
+        if "residual" in variant.inputs:
+            y = body.op("Add", y, self._float("residual"))
         return body.cast(y, "FLOAT16") if "x" in variant.halves else y
+
+    def _activated(self, y: str) -> str:
+        if self.variant.activation == "gelu_tanh":
+            return self.body.op("Gelu", y, approximate="tanh")
+        if self.variant.activation == "silu":
+            return self.body.op("Mul", y, self.body.op("Sigmoid", y))
+        return y
+
+    def _product(self, x: str) -> str:
+        """Product and bias of the smoothed float32 value `x`."""
+        return self._integer_product(x) if self.variant.integer_route else self._float_product(x)
 
     def _float_product(self, x: str) -> str:
         body, variant = self.body, self.variant
@@ -75,31 +101,32 @@ class _Builder:
         if act:
             x = self._by_image(x, lambda rows: rounded(body, act, rows))
         if variant.geometry is None:
-            y = body.op("MatMul", x, float_weight(body, variant.weight, "kn"))
+            y = body.op("MatMul", x, self._decoded("kn"))
             return body.op("Add", y, self._float("bias")) if "bias" in variant.inputs else y
-        weight = self._image_weight(float_weight(body, variant.weight, "nk"))
+        weight = self._image_weight(self._decoded("nk"))
         bias = [self._float("bias")] if "bias" in variant.inputs else []
         return body.op("Conv", x, weight, *bias, **variant.geometry.attributes())
+
+    def _decoded(self, order: Order) -> str:
+        """The decoded float32 weight."""
+        form = self.variant.weight
+        if isinstance(form, VqForm):
+            return vq_weight(self.body, form, order)
+        return float_weight(self.body, form, order)
 
     def _integer_product(self, x: str) -> str:
         """Product of codes, exact in int32, then both scales and the bias."""
         body, variant = self.body, self.variant
+        act = self._codes(x)
         assert variant.act is not None
-        w, act = variant.weight, self._codes(x)
         if variant.geometry is None:
-            weight = integer_weight(body, w, "kn")
-            signed = w.bits <= _SIGNED_BITS
-            weight = body.cast(weight, "INT8") if signed else weight
-            zero = self._weight_zero("int8" if signed else "uint8")
+            weight, zero = self._weight_codes("kn")
             y = body.op("MatMulInteger", act.codes, weight, act.zero_point, zero)
         else:
-            weight = self._image_weight(integer_weight(body, w, "nk"))
-            zero = self._weight_zero("uint8")
-            inputs = (act.codes, weight, act.zero_point, zero)
+            weight, zero = self._weight_codes("nk")
+            inputs = (act.codes, self._image_weight(weight), act.zero_point, zero)
             y = body.op("ConvInteger", *inputs, **variant.geometry.attributes())
-        scale = channel_vector(body, "scales", w.scales, half="scales" in variant.halves)
-        if variant.geometry and w.scales == "channel":
-            scale = body.op("Unsqueeze", scale, body.ints(1, 2))
+        scale = self._weight_scale()
         y = body.cast(y, "FLOAT")
         if variant.act.scale == "scalar":
             # onnxruntime fuses this, and only this, with the integer product. It takes the first scale for a single
@@ -108,6 +135,26 @@ class _Builder:
         else:
             y = body.op("Mul", body.op("Mul", y, act.scale), scale)
         return body.op("Add", y, self._per_channel("bias")) if "bias" in variant.inputs else y
+
+    def _weight_codes(self, order: Order) -> tuple[str, str]:
+        """The weight in whole numbers, and its zero point."""
+        w = self.variant.weight
+        if isinstance(w, VqForm):
+            return vq_bytes(self.body, w, order), self.body.scalar(MIDDLE, "uint8")
+        codes = integer_weight(self.body, w, order)
+        if order == "nk" or w.bits > _SIGNED_BITS:
+            return codes, self._weight_zero("uint8")
+        return self.body.cast(codes, "INT8"), self._weight_zero("int8")
+
+    def _weight_scale(self) -> str:
+        """The weight's scale, broadcasting against the product."""
+        body, w = self.body, self.variant.weight
+        if isinstance(w, VqForm):
+            scale, per_channel = body.op("Reshape", vq_scales(body, w), body.ints(-1)), True
+        else:
+            scale = channel_vector(body, scale_values(body, w, guard=False), w.scales)
+            per_channel = w.scales == "channel"
+        return body.op("Unsqueeze", scale, body.ints(1, 2)) if self.variant.geometry and per_channel else scale
 
     def _codes(self, x: str) -> ByteCodes:
         """Activation codes in x's shape, with a scale that broadcasts against the product."""
@@ -128,6 +175,7 @@ class _Builder:
 
     def _weight_zero(self, dtype: str) -> str:
         w = self.variant.weight
+        assert isinstance(w, WeightForm)
         if w.zeros is None:
             return self.body.scalar(1 << w.bits - 1, dtype)
         zero = channel_vector(self.body, "zero_points", w.zeros)

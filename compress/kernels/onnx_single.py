@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.kernels.onnx_functions import function_for
@@ -27,7 +29,7 @@ def single_node_model(
 
     register_schemas()
     full = complete_attributes(operator, attributes)
-    variant = variant_of(operator, full, {name: facts(tensor) for name, tensor in tensors.items()})
+    variant = variant_of(operator, full, {name: facts(t, name) for name, t in tensors.items()})
     names = [tensor.name if tensor.name in tensors else "" for tensor in operator.inputs]
     while not names[-1]:
         names.pop()
@@ -39,13 +41,24 @@ def single_node_model(
         operator.name,
         [onnx.helper.make_tensor_value_info("x", kind, ["first", *x.shape[1:]])],
         [onnx.helper.make_tensor_value_info("y", kind, [None] * x.dim())],
-        [onnx.numpy_helper.from_array(t.detach().cpu().numpy(), name) for name, t in tensors.items() if name != "x"],
+        [onnx.numpy_helper.from_array(_array(t), name) for name, t in tensors.items() if name != "x"],
     )
     domains = [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, VERSION)]
     function = function_for(variant, opset)
     return onnx.helper.make_model(graph, opset_imports=domains, functions=[function], ir_version=IR_VERSION)
 
 
-def facts(tensor: Tensor) -> TensorFacts:
-    """Element type and shape of a tensor."""
-    return TensorFacts(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+def facts(tensor: Tensor, name: str = "") -> TensorFacts:
+    """Element type and shape of an input of that name; the entries too of the code table."""
+    values = tuple(tensor.tolist()) if name == "table" else None
+    return TensorFacts(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), values)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The same in numpy, whose 8-bit floats come from onnx's own dependency."""
+    plain = tensor.detach().cpu().contiguous()
+    if plain.dtype != torch.float8_e4m3fn:
+        return plain.numpy()
+    import ml_dtypes
+
+    return plain.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)

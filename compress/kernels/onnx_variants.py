@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from compress.errors import ExportError
+from compress.kernels.folding import MOST_BITS, whole_factor
 from compress.kernels.onnx_activations import ActForm
-from compress.kernels.onnx_weights import WeightForm
+from compress.kernels.onnx_vq import VqForm
+from compress.kernels.onnx_weights import Folding, WeightForm
 from compress.kernels.schema import Operator
 
 
 class TensorFacts(NamedTuple):
-    """Element type (`float32`, `float16`, `uint8`) and extents of one input; None where an extent is not known."""
+    """Element type (`float32`, `float16`, `uint8`, …) and extents of one input; None where an extent is not known.
+
+    `values`: the entries of a code table, None for other inputs or where they are not constant.
+    """
 
     dtype: str
     shape: tuple[int | None, ...]
+    values: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,25 +56,24 @@ class Variant:
     operator: Operator
     inputs: tuple[str, ...]
     halves: tuple[str, ...]
-    weight: WeightForm
+    weight: WeightForm | VqForm
     act: ActForm | None
     geometry: Geometry | None
+    activation: str = "none"
 
     @property
     def overload(self) -> str:
         """A name that tells variants apart, readable: `w4_group_bias_int8_dynamic`."""
-        w = self.weight
-        parts = [f"w{w.bits}", w.scales]
-        parts += [f"zero_{w.zeros}"] if w.zeros else []
-        parts += [f"block{w.block}"] if w.block else []
-        parts += [f"k{w.k}"] if w.k else []
-        parts += [name for name in ("table", "bias", "smooth") if name in self.inputs]
+        parts = self.weight.overload_parts
+        parts += [name for name in ("bias", "smooth") if name in self.inputs]
         parts += ["lowrank"] if "low_rank_a" in self.inputs else []
         if self.act:
             parts += [self.act.format, self.act.scale]
             parts += ["zero"] if self.act.zero_point else []
             parts += [f"group{self.act.group}of{self.act.length}rank{self.act.rank}"] if self.act.group else []
         parts += [f"half_{name}" for name in self.halves]
+        parts += [self.activation] if self.activation != "none" else []
+        parts += ["residual"] if "residual" in self.inputs else []
         if self.geometry:
             g = self.geometry
             pairs = (("kernel", g.kernel), ("stride", g.stride), ("pad", g.padding), ("dilation", g.dilation))
@@ -78,7 +83,11 @@ class Variant:
     @property
     def integer_route(self) -> bool:
         """Whether codes are multiplied as integers."""
-        if not (self.act and self.act.has_byte_codes) or self.weight.table or self.weight.scales == "group":
+        if not (self.act and self.act.has_byte_codes):
+            return False
+        if isinstance(self.weight, VqForm):
+            return self.weight.whole
+        if self.weight.table or self.weight.scales == "group":
             return False
         # ConvInteger takes one zero point for the whole weight.
         allowed = (None, "tensor", "channel") if self.geometry is None else (None, "tensor")
@@ -93,8 +102,6 @@ def variant_of(operator: Operator, attributes: Mapping[str, Any], inputs: Mappin
     """
     if len(inputs["x"].shape) < 2:
         raise ExportError("x has one axis only", hint="give it an axis of rows")
-    if attributes["mode"] != "exact" and inputs["scales"].shape[1] != 1:
-        raise ExportError(f"mode {attributes['mode']!r} has no ONNX form", hint="use mode 'exact'")
     geometry = None
     if "kernel" in attributes:
         kernel, stride, padding, dilation = (_pair(attributes[n]) for n in ("kernel", "stride", "padding", "dilation"))
@@ -102,7 +109,8 @@ def variant_of(operator: Operator, attributes: Mapping[str, Any], inputs: Mappin
     names = tuple(tensor.name for tensor in operator.inputs if tensor.name in inputs)
     halves = tuple(name for name in names if inputs[name].dtype == "float16")
     weight = _weight_form(attributes, inputs, geometry)
-    return Variant(operator, names, halves, weight, _act_form(attributes, inputs), geometry)
+    activation = str(attributes["activation"])
+    return Variant(operator, names, halves, weight, _act_form(attributes, inputs), geometry, activation)
 
 
 def _pair(values: Sequence[int]) -> tuple[int, int]:
@@ -112,21 +120,42 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 def _weight_form(
     attributes: Mapping[str, Any], inputs: Mapping[str, TensorFacts], geometry: Geometry | None
-) -> WeightForm:
+) -> WeightForm | VqForm:
     k = _static(inputs["x"].shape[1 if geometry else -1], "x has an unknown number of channels")
     if geometry:
         k = k // geometry.groups * geometry.kernel[0] * geometry.kernel[1]
     bits = int(attributes["bits"])
+    if "codebook" in inputs:
+        types = {"codebook_dtype": inputs["codebook"].dtype, "scale_dtype": inputs["scales"].dtype}
+        return VqForm.of(bits, int(attributes["d"]), k, mode=attributes["mode"], **types)
     block, length = WeightForm.trims(bits, int(attributes["block_size"]), k)
     return WeightForm(
         bits=bits,
         scales=_granularity(inputs["scales"]),
         zeros=_granularity(inputs["zero_points"]) if "zero_points" in inputs else None,
         table="table" in inputs,
-        half_scales=inputs["scales"].dtype == "float16",
+        scale_type=inputs["scales"].dtype,
+        global_scale="global_scale" in inputs,
+        folding=_folding(attributes, inputs),
         block=block,
         k=length,
     )
+
+
+def _folding(attributes: Mapping[str, Any], inputs: Mapping[str, TensorFacts]) -> Folding:
+    """What `MatmulCall.folds` means for a node: block scales, or `MatmulCall.rounds_table`."""
+    if attributes["mode"] != "folded":
+        return "none"
+    bits, folding = int(attributes["bits"]), "blocks" if _granularity(inputs["scales"]) == "group" else "none"
+    if "table" in inputs:
+        values = inputs["table"].values
+        if values is None:
+            raise ExportError("the code table of a folded layer is not constant", hint="use mode 'exact'")
+        if bits > MOST_BITS or whole_factor(values) is None:
+            folding = "table"
+    if folding != "none" and bits > MOST_BITS:
+        raise ExportError(f"weights of {bits} bits cannot be folded", hint="use mode 'exact'")
+    return cast(Folding, folding)
 
 
 def _granularity(facts: TensorFacts) -> str:

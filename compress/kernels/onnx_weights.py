@@ -14,9 +14,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from compress.kernels.folding import PANEL_MAX, SMALLEST_RATIO, largest_value
 from compress.kernels.onnx_graph import Body
 
+_SCALE_NAMES = {"uint8": "e8m0", "float8_e4m3fn": "e4m3"}
+
 Order = Literal["kn", "nk"]
+Folding = Literal["none", "blocks", "table"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class WeightForm:
         bits: bits of a code.
         scales: `tensor`, `channel` or `group`; zeros: the same for zero points, None without.
         table: code values come from a table.
-        half_scales: scales are float16.
+        scale_type: element type of the scales; global_scale: a factor of all scales is given.
+        folding: `blocks`: block scales are folded into an int8 panel; `table`: the table is rounded to int8.
         block: block size where a block's bytes hold more codes than the block, else 0.
         k: contracted length where the blocks together are longer, else 0.
     """
@@ -36,9 +41,23 @@ class WeightForm:
     scales: str
     zeros: str | None = None
     table: bool = False
-    half_scales: bool = False
+    scale_type: str = "float32"
+    global_scale: bool = False
+    folding: Folding = "none"
     block: int = 0
     k: int = 0
+
+    @property
+    def overload_parts(self) -> list[str]:
+        """What tells forms apart in the name of a function; that inputs are float16 is told elsewhere."""
+        parts = [f"w{self.bits}", self.scales]
+        parts += [f"zero_{self.zeros}"] if self.zeros else []
+        parts += [f"block{self.block}"] if self.block else []
+        parts += [f"k{self.k}"] if self.k else []
+        parts += ["table"] if self.table else []
+        parts += [_SCALE_NAMES[self.scale_type]] if self.scale_type in _SCALE_NAMES else []
+        parts += ["global"] if self.global_scale else []
+        return parts + ([] if self.folding == "none" else [f"folded_{self.folding}"])
 
     @classmethod
     def trims(cls, bits: int, block_size: int, k: int) -> tuple[int, int]:
@@ -57,10 +76,60 @@ class Codes(NamedTuple):
 
 def float_weight(body: Body, form: WeightForm, order: Order) -> str:
     """The decoded float32 weight `[k, n]` or `[n, k]`."""
-    values = _table_values(body, form) if form.table else _integer_values(body, form, order)
-    scaled = body.op("Mul", values.name, _block_tensor(body, "scales", values, form.half_scales))
+    fold_table = form.folding == "table"
+    table = _folded_table(body) if fold_table else "table"
+    values = _table_values(body, form, table) if form.table else _integer_values(body, form, order)
+    if form.folding == "blocks":
+        scaled = _folded(body, form, values)
+    else:
+        scales = scale_values(body, form, guard=form.scale_type != "float32")
+        scales = body.op("Mul", scales, _unit(body, form)) if fold_table else scales
+        scaled = body.op("Mul", values.name, _block_tensor(body, scales, values))
     flat = _flatten(body, values._replace(name=scaled), form.k)
     return flat if values.order == order else body.op("Transpose", flat, perm=[1, 0])
+
+
+def scale_values(body: Body, form: WeightForm, *, guard: bool) -> str:
+    """The scales, float32 in their own shape: `compress.formats.scale_values`."""
+    value = body.guarded("scales", 2) if guard else "scales"
+    if form.scale_type == "uint8":
+        powers = [*np.ldexp(1.0, np.arange(255) - 127), np.nan]
+        value = body.op("Gather", body.constant(np.array(powers, np.float32)), body.cast(value, "INT32"))
+    elif form.scale_type != "float32":
+        value = body.cast(value, "FLOAT")
+    return body.op("Mul", value, "global_scale") if form.global_scale else value
+
+
+def _folded(body: Body, form: WeightForm, values: Codes) -> str:
+    """`folding.fold`, operation by operation, so that roundings agree; blocks of small ratio keep their scales."""
+    scales = scale_values(body, form, guard=True)
+    channel = body.op("ReduceMax", scales, body.ints(1), keepdims=1)
+    ratio = body.op("Div", scales, channel)
+    exact = body.op("Less", ratio, body.scalar(SMALLEST_RATIO))
+    factor = body.op("Mul", ratio, body.op("Div", body.scalar(PANEL_MAX), _largest(body, form)))
+    unit = _block_tensor(body, body.op("Mul", channel, _unit(body, form)), values)
+    multiplied = body.op("Mul", values.name, _block_tensor(body, body.op("Where", exact, scales, factor), values))
+    panel = body.op("Mul", body.op("Round", multiplied), unit)
+    return body.op("Where", _block_tensor(body, exact, values), multiplied, panel)
+
+
+def _folded_table(body: Body) -> str:
+    """The table as whole numbers in `_unit`: `folding.round_table`."""
+    factor = body.op("Div", body.scalar(PANEL_MAX), _largest_entry(body))
+    return body.op("Round", body.op("Mul", "table", factor))
+
+
+def _unit(body: Body, form: WeightForm) -> str:
+    """What a step of the int8 panel is worth, in units of the channel's scale."""
+    return body.op("Div", _largest(body, form), body.scalar(PANEL_MAX))
+
+
+def _largest(body: Body, form: WeightForm) -> str:
+    return _largest_entry(body) if form.table else body.scalar(largest_value(form.bits, bool(form.zeros), None))
+
+
+def _largest_entry(body: Body) -> str:
+    return body.op("ReduceMax", body.op("Abs", "table"), keepdims=0)
 
 
 def integer_weight(body: Body, form: WeightForm, order: Order) -> str:
@@ -71,15 +140,18 @@ def integer_weight(body: Body, form: WeightForm, order: Order) -> str:
     return _flatten(body, unpack(body, form, order, guard=form.bits < 8), form.k)
 
 
-def channel_vector(body: Body, name: str, granularity: str, *, half: bool = False) -> str:
-    """`scales` or `zero_points` `[n, 1]` or `[1, 1]` as `[n]` or as a scalar."""
-    flat = body.op("Reshape", name, body.ints() if granularity == "tensor" else body.ints(-1))
-    return body.cast(flat, "FLOAT") if half else flat
+def channel_vector(body: Body, name: str, granularity: str) -> str:
+    """Scales or zero points `[n, 1]` or `[1, 1]` as `[n]` or as a scalar."""
+    return body.op("Reshape", name, body.ints() if granularity == "tensor" else body.ints(-1))
 
 
 def unpack(body: Body, form: WeightForm, order: Order, *, guard: bool = True) -> Codes:
     """The codes as uint8, one element each."""
-    packed = body.guarded("codes", 3) if guard else "codes"
+    return unpack_blocks(body, form, body.guarded("codes", 3) if guard else "codes", order)
+
+
+def unpack_blocks(body: Body, form: WeightForm, packed: str, order: Order) -> Codes:
+    """Codes as uint8, one element each, of packed bytes `[n, k_blocks, block_bytes]`."""
     if form.bits == 8:
         name = body.op("Transpose", packed, perm=[1, 2, 0]) if order == "kn" else packed
         return Codes(name, 1, order)
@@ -138,7 +210,7 @@ def _trim_block(body: Body, form: WeightForm, codes: Codes) -> Codes:
     shape = body.ints(0, positions, -1) if codes.order == "kn" else body.ints(0, 0, positions)
     axis = 1 if codes.order == "kn" else 2
     joined = body.op("Reshape", codes.name, shape)
-    return codes._replace(name=_first(body, joined, form.block, axis), positions=1)
+    return codes._replace(name=first(body, joined, form.block, axis), positions=1)
 
 
 def _integer_values(body: Body, form: WeightForm, order: Order) -> Codes:
@@ -146,25 +218,25 @@ def _integer_values(body: Body, form: WeightForm, order: Order) -> Codes:
     codes = unpack(body, form, order)
     values = body.cast(codes.name, "FLOAT")
     if form.zeros:
-        return codes._replace(name=body.op("Sub", values, _block_tensor(body, "zero_points", codes, convert=True)))
+        zeros = body.cast(body.guarded("zero_points", 2), "FLOAT")  # widened when the model runs
+        return codes._replace(name=body.op("Sub", values, _block_tensor(body, zeros, codes)))
     return codes._replace(name=body.op("Sub", values, body.scalar(1 << form.bits - 1)))
 
 
-def _table_values(body: Body, form: WeightForm) -> Codes:
+def _table_values(body: Body, form: WeightForm, table: str) -> Codes:
     """Table entries, float32, order `nk`: a byte looks up all the codes it holds at once."""
     if 8 % form.bits == 0:
         places = np.arange(256)[:, None] >> np.arange(0, 8, form.bits) & (1 << form.bits) - 1
-        rows = "table" if form.bits == 8 else body.op("Gather", "table", body.constant(places.astype(np.int32)))
+        rows = table if form.bits == 8 else body.op("Gather", table, body.constant(places.astype(np.int32)))
         index = body.cast(body.guarded("codes", 3), "INT32")  # Gather takes no bytes
         codes = Codes(body.op("Gather", rows, index), 1 if form.bits == 8 else 2, "nk")
         return _trim_block(body, form, codes)
     codes = unpack(body, form, "nk")
-    return codes._replace(name=body.op("Gather", "table", body.cast(codes.name, "INT32")))
+    return codes._replace(name=body.op("Gather", table, body.cast(codes.name, "INT32")))
 
 
-def _block_tensor(body: Body, name: str, codes: Codes, convert: bool) -> str:
-    """`scales` or `zero_points`, broadcasting against codes; float16 and uint8 are widened when the model runs."""
-    value = body.cast(body.guarded(name, 2), "FLOAT") if convert else name
+def _block_tensor(body: Body, value: str, codes: Codes) -> str:
+    """What broadcasts against `[n, k_blocks]`, broadcasting against codes."""
     if codes.order == "kn":
         value = body.op("Transpose", value, perm=[1, 0])
     first = 1 if codes.order == "kn" else 2
@@ -174,8 +246,9 @@ def _block_tensor(body: Body, name: str, codes: Codes, convert: bool) -> str:
 def _flatten(body: Body, codes: Codes, k: int) -> str:
     """`[k, n]` or `[n, k]`, without padding at the end of the last block."""
     flat = body.op("Flatten", codes.name, axis=codes.positions + 1 if codes.order == "kn" else 1)
-    return _first(body, flat, k, 0 if codes.order == "kn" else 1) if k else flat
+    return first(body, flat, k, 0 if codes.order == "kn" else 1) if k else flat
 
 
-def _first(body: Body, value: str, count: int, axis: int) -> str:
+def first(body: Body, value: str, count: int, axis: int) -> str:
+    """The first `count` positions of an axis."""
     return body.op("Slice", value, body.ints(0), body.ints(count), body.ints(axis))

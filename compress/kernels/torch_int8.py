@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress.formats import dynamic_scale, get_format, integer_codes
+from compress.formats import dynamic_scale, get_format, integer_codes, scale_values
+from compress.formats.codebook import look_up
 from compress.formats.layout import from_blocks, to_blocks, unpack_codes
 from compress.formats.qtensor import code_values
 from compress.kernels.call import Facts, MatmulCall
-from compress.kernels.folding import fold, largest_value
-from compress.kernels.reference import smoothed
+from compress.kernels.folding import fold, largest_value, round_table, whole_factor
+from compress.kernels.reference import finished, smoothed
 
 SMALLEST_SEGMENT = 32  # measured: below it, converting sums to float costs more than the float matmul saves
 LARGEST_SEGMENT = 32768  # 255 * 255 * 32768 fits in int32
@@ -41,8 +42,8 @@ def refusal(op_name: str, facts: Facts) -> str:
         return "activations are floating point"
     if get_format(facts.act_format).kind != "int":
         return f"{facts.act_format} activations are not integers"
-    if facts.table and not _folds(facts):
-        return "the weight's code table is not a run of integers"
+    if facts.table and not (facts.folds or facts.table_is_whole):
+        return "the weight's code table does not hold whole numbers"
     return _segment_refusal(facts) or ("" if int_mm_is_exact() else "torch._int_mm is not exact on this machine")
 
 
@@ -60,13 +61,9 @@ def _segment_refusal(facts: Facts) -> str:
 
 def _extents(facts: Facts) -> tuple[int, int]:
     """Positions that share a weight scale, and an activation scale."""
-    whole = facts.scale_blocks == 1 or _folds(facts)
+    whole = facts.scale_blocks == 1 or facts.folds_blocks
     block = facts.k if whole else min(facts.block_size, facts.k)
     return block, min(facts.act_group or facts.k, facts.k)
-
-
-def _folds(facts: Facts) -> bool:
-    return facts.mode == "folded" and facts.scale_blocks > 1
 
 
 @functools.cache
@@ -120,7 +117,7 @@ def matmul(call: MatmulCall) -> Tensor:
             y[tile].add_(call.bias.float())
     if call.low_rank_a is not None and call.low_rank_b is not None:
         y += x @ call.low_rank_a.float() @ call.low_rank_b.float()
-    return y.reshape(call.output_shape).to(call.x.dtype)
+    return finished(y.reshape(call.output_shape), call)
 
 
 def _quantize(x: Tensor, call: MatmulCall, tile: slice) -> _Rows:
@@ -183,18 +180,27 @@ def _add_rest(rows: _Rows, rest: Tensor, act_group: int, out: Tensor) -> None:
 
 def _weight(call: MatmulCall) -> tuple[list[_Segment], Tensor | None]:
     """The segments of the weight and, in folded mode, the float32 rest `[n, k]`."""
-    facts = call.facts()
     codes = unpack_codes(call.codes, call.bits, call.block_size)
-    if _folds(facts):
-        values = code_values(codes, call.zero_points, None if call.table is None else call.table.float(), call.bits)
-        folded = fold(values, call.scales, largest_value(call.bits, facts.zero_points, call.table), call.bits)
+    scales = scale_values(call.scales, call.global_scale)
+    if call.table is not None and call.rounds_table:
+        table, unit = round_table(call.table.float())
+        return _segments(call, from_blocks(look_up(table.to(torch.int8), codes), call.k), scales * unit, None), None
+    if call.folds:
+        values = code_values(codes, call.zero_points, call.table, call.bits)
+        largest = largest_value(call.bits, call.zero_points is not None, call.table)
+        folded = fold(values, scales, largest, call.bits)
         panel = from_blocks(folded.panel.to(torch.int8), call.k)
         rest = from_blocks(folded.rest, call.k) if bool(folded.exact.any()) else None
         return _segments(call, panel, folded.scale[:, 0], None), rest
+    if call.table is not None:
+        factor = whole_factor(call.table.tolist())
+        assert factor is not None, "a table that the refusal lets through"
+        panel = from_blocks(look_up((call.table * factor).to(torch.int8), codes), call.k)
+        return _segments(call, panel, scales / factor, None), None
     half = 1 << call.bits - 1
     panel = from_blocks(codes.sub_(half).view(torch.int8), call.k)  # uint8 arithmetic wraps: u - half as int8
     zero = None if call.zero_points is None else call.zero_points.to(torch.int32) - half
-    return _segments(call, panel, call.scales.float(), zero), None
+    return _segments(call, panel, scales, zero), None
 
 
 def _segments(call: MatmulCall, panel: Tensor, scales: Tensor, zero: Tensor | None) -> list[_Segment]:

@@ -1,4 +1,4 @@
-"""Registers `torch.ops.compress.qmatmul` and `qconv2d` from `schema.OPERATORS`; importing it has that effect once.
+"""Registers the operators of `schema.OPERATORS` as `torch.ops.compress.*`; importing it has that effect once.
 
 Each call selects a backend from its facts (`backends.select`). Fake versions do size arithmetic only, so exports keep
 symbolic batch sizes. The operators have no gradient: asking for one raises RunError instead of silently giving zeros.
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from compress.errors import RunError
 from compress.kernels.backends import select
-from compress.kernels.call import ConvCall, MatmulCall
+from compress.kernels.call import Call, ConvCall, MatmulCall
 from compress.kernels.schema import DOMAIN, OPERATORS
+from compress.kernels.vq_call import VqConvCall, VqMatmulCall
 
-_CALLS: Final[dict[str, type[MatmulCall]]] = {call.name: call for call in (MatmulCall, ConvCall)}
+_Kind = Callable[..., Call]
+_CALLS: Final[dict[str, _Kind]] = {call.name: call for call in (MatmulCall, ConvCall, VqMatmulCall, VqConvCall)}
 
 
-def _implementation(kind: type[MatmulCall]) -> Callable[..., Tensor]:
+def _implementation(kind: _Kind) -> Callable[..., Tensor]:
     def run(*inputs: Any, **attributes: Any) -> Tensor:
         call = kind(*inputs, **attributes)
         call.check()
@@ -29,7 +31,7 @@ def _implementation(kind: type[MatmulCall]) -> Callable[..., Tensor]:
     return run
 
 
-def _fake(kind: type[MatmulCall]) -> Callable[..., Tensor]:
+def _fake(kind: _Kind) -> Callable[..., Tensor]:
     def fake(*inputs: Any, **attributes: Any) -> Tensor:
         call = kind(*inputs, **attributes)
         return call.x.new_empty(call.output_shape)

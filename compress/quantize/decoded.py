@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from compress.kernels import reference
@@ -25,7 +26,7 @@ class DecodedLayer(nn.Module):
         super().__init__()
         self.packed = packed
         # Decoding reads only the facts of the weight; the input gives a call its number of positions.
-        x = packed.weight_scale.new_empty(0, math.prod(packed.shape[1:]))
+        x = torch.empty(0, math.prod(packed.shape[1:]), device=packed.weight_packed.device)
         self.register_buffer("decoded", reference.weight(_matmul(packed, x)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,11 +58,12 @@ def decode_layers(model: nn.Module) -> nn.Module:
 
 
 def _on_reference(packed: QuantLinear | QuantConv2d) -> bool:
-    scale = packed.weight_scale
+    device = packed.weight_packed.device
     if isinstance(packed, QuantConv2d):
-        call: MatmulCall = _conv2d(packed, scale.new_empty(0, packed.shape[1] * packed.geometry["groups"], 1, 1))
+        x = torch.empty(0, packed.shape[1] * packed.geometry["groups"], 1, 1, device=device)
+        call: MatmulCall = _conv2d(packed, x)
     else:
-        call = _matmul(packed, scale.new_empty(0, packed.shape[1]))
+        call = _matmul(packed, torch.empty(0, packed.shape[1], device=device))
     return isinstance(select(call.name, call.facts()), Reference)
 
 

@@ -13,7 +13,14 @@ from compress.errors import UnsupportedLayer
 from compress.formats import QTensor, code_shape, get_format, scale_shape
 from compress.quantize.spec import LayerSpec
 
-PACKED_NAMES = ("weight_packed", "weight_scale", "weight_zero_point", "input_scale", "input_zero_point")
+PACKED_NAMES = (
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_global_scale",
+    "input_scale",
+    "input_zero_point",
+)
 """Buffer names of a packed layer, in compressed-tensors' vocabulary; anything else in it is its bias."""
 
 
@@ -23,6 +30,7 @@ class _Packed(nn.Module):
     weight_packed: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None
+    weight_global_scale: Tensor | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     weight_table: Tensor | None
@@ -40,6 +48,8 @@ class _Packed(nn.Module):
         self.register_buffer("weight_scale", torch.empty(scales, dtype=scale_dtype, device=device))
         zero_point = None if spec.weights.symmetric else torch.empty(scales, dtype=torch.uint8, device=device)
         self.register_buffer("weight_zero_point", zero_point)
+        global_scale = torch.empty(1, device=device) if spec.weights.has_global_scale else None
+        self.register_buffer("weight_global_scale", global_scale)
         self.register_buffer("input_scale", torch.empty(1, device=device) if static else None)
         self.register_buffer("input_zero_point", torch.empty(1, device=device) if static and asymmetric else None)
         # Follows from the format's name, so it is not stored; diffusers leaves such buffers off the meta device.
@@ -48,9 +58,9 @@ class _Packed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight the operator computes with, float32; diffusers asks layers for `.weight.dtype`."""
-        q = QTensor(self.weight_packed, self.weight_scale, self.weight_zero_point, self.shape, self.spec.weights)
-        return q.dequantize()
+        """The weight the operator computes with in mode `exact`, float32; diffusers asks for `.weight.dtype`."""
+        stored = (self.weight_packed, self.weight_scale, self.weight_zero_point)
+        return QTensor(*stored, self.shape, self.spec.weights, self.weight_global_scale).dequantize()
 
     def fill(self, weight: QTensor, bias: Tensor | None, act: dict[str, Tensor] | None = None) -> None:
         """Take codes, scales and bias of a quantized layer."""
@@ -67,9 +77,11 @@ class _Packed(nn.Module):
             "bias": self.bias,
             "act_scale": self.input_scale,
             "act_zero_point": self.input_zero_point,
+            "global_scale": self.weight_global_scale,
             "bits": get_format(self.spec.weights.format).bits,
             "block_size": self.spec.weights.block_size(length),
             "act_format": "none" if activations is None else activations.operator_format,
+            "mode": self.spec.mode,
         }
 
     def extra_repr(self) -> str:
@@ -110,6 +122,8 @@ def layer_tensors(weight: QTensor, bias: Tensor | None, act: dict[str, Tensor] |
     tensors = {"weight_packed": weight.codes, "weight_scale": weight.scales}
     if weight.zero_points is not None:
         tensors["weight_zero_point"] = weight.zero_points
+    if weight.global_scale is not None:
+        tensors["weight_global_scale"] = weight.global_scale
     if bias is not None:
         tensors["bias"] = bias
     return tensors | (act or {})

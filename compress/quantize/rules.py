@@ -53,7 +53,7 @@ def _assign_one(
         if matches(rule, layer):
             keep = rule.keep or (keep and rule.weights is None)
             weights, activations = rule.weights or weights, rule.activations or activations
-    spec = None if keep else LayerSpec(weights.spec(), activations.spec())
+    spec = None if keep else LayerSpec(weights.spec(), activations.spec(), weights.mode)
     return Assignment(layer, spec, activations)
 
 

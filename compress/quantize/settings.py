@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field, model_validator
 from compress.config import Config
 from compress.errors import FormatError
 from compress.formats import FORMATS, WeightSpec, get_format
+from compress.formats.codebook import ScaleDtype
+from compress.kernels.folding import MOST_BITS
 from compress.models.adapter import Role
 from compress.quantize.observers import ObserverSettings
 from compress.quantize.observers.minmax import MinMax
@@ -25,12 +27,18 @@ def _known_format(name: str) -> str:
     return name
 
 
+def _known_activation_format(name: str) -> str:
+    if name != "none" and get_format(_known_format(name)).weights_only:
+        raise ValueError(f"`{name}` is a format of weights; activations take `fp4_e2m1`, `int8` and others")
+    return name
+
+
 SIGNED_FORMATS = [name for name, fmt in FORMATS.items() if fmt.signed]
 FormatName = Annotated[str, AfterValidator(_known_format), Field(json_schema_extra={"enum": list(SIGNED_FORMATS)})]
 ActivationFormatName = Annotated[
     str,
-    AfterValidator(lambda name: name if name == "none" else _known_format(name)),
-    Field(json_schema_extra={"enum": ["none", *SIGNED_FORMATS]}),
+    AfterValidator(_known_activation_format),
+    Field(json_schema_extra={"enum": ["none", *(name for name in SIGNED_FORMATS if not FORMATS[name].weights_only)]}),
 ]
 
 
@@ -41,9 +49,39 @@ class WeightSettings(Config):
     granularity: Literal["tensor", "channel", "group"] = Field("channel", description="What shares one scale.")
     group: int | None = Field(None, ge=8, description="Input positions that share a scale, for granularity group.")
     symmetric: bool = Field(True, description="False adds a zero point to every scale (integer formats).")
-    scale: Literal["float32", "float16"] | None = Field(
+    scale: ScaleDtype | None = Field(
         None, description="Stored type of the scales; by default float16 for groups, float32 otherwise."
     )
+    mode: Literal["exact", "folded"] = Field(
+        "exact", description="folded: block scales rounded into one int8 panel per channel, faster (up to 6 bits)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _natural_blocks(cls, data: object) -> object:
+        """Formats that prescribe their blocks and scales say so themselves."""
+        if not isinstance(data, dict) or str(data.get("format")) not in FORMATS:
+            return data
+        layout = FORMATS[str(data["format"])].layout
+        if layout is None:
+            return data
+        natural = {"granularity": "group", "group": layout.group, "scale": layout.scale_dtype}
+        return natural | {name: value for name, value in data.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _prescribed(self) -> Self:
+        fmt = get_format(self.format)
+        if fmt.layout is None:
+            if self.scale not in (None, "float32", "float16"):
+                raise ValueError(f"`{self.format}` has no {self.scale} scales; use `float32` or `float16`")
+        elif (self.granularity, self.group, self.scale) != ("group", fmt.layout.group, fmt.layout.scale_dtype):
+            raise ValueError(
+                f"`{self.format}` is groups of {fmt.layout.group} with {fmt.layout.scale_dtype} scales; "
+                "leave out `granularity`, `group` and `scale`"
+            )
+        if self.mode == "folded" and fmt.bits > MOST_BITS:
+            raise ValueError(f"`mode: folded` is for formats of up to {MOST_BITS} bits, `{self.format}` has {fmt.bits}")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

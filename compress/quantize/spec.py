@@ -34,16 +34,20 @@ class ActivationSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Formats of one layer; `activations` is None for weight-only quantization."""
+    """Formats of one layer; `activations` is None for weight-only quantization.
+
+    `mode` is the operator's: `exact`, or `folded` (`compress/kernels/folding.py`).
+    """
 
     weights: WeightSpec
     activations: ActivationSpec | None = None
+    mode: Literal["exact", "folded"] = "exact"
 
     def summary(self) -> str:
         """One short cell of a table: `int4 group 64 · int8 token`."""
         w = self.weights
         place = f"group {w.group}" if w.granularity == "group" else w.granularity
-        text = f"{w.format} {place}" + ("" if w.symmetric else " asym")
+        text = f"{w.format} {place}" + ("" if w.symmetric else " asym") + (" folded" if self.mode == "folded" else "")
         if self.activations is None:
             return f"{text} · float"
         a = self.activations

@@ -158,8 +158,7 @@ def _layers(inspection: Inspection, assignments: list[Assignment]) -> tuple[Plan
         info, spec = facts.info, specs.get(facts.info.name)
         after = 4 * info.weight_parameters
         if spec is not None:
-            parts = predicted_bytes(info.weight_shape, spec.weights)
-            after = parts.codes + parts.scales + parts.zero_points
+            after = predicted_bytes(info.weight_shape, spec.weights).total
         weight_bits = 32 if spec is None else get_format(spec.weights.format).bits
         act_bits = 32 if spec is None or spec.activations is None else spec.activations.bits
         formats = "kept" if spec is None else spec.summary()

@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from compress.api import load, run
-from compress.checkpoint.accounting import PlannedTensor, file_bytes
+from compress.checkpoint.accounting import PlannedTensor, file_bytes, planned_tensors
 from compress.checkpoint.load import read_manifest
 from compress.checkpoint.quantization_config import from_config, to_config
 from compress.checkpoint.writer import ShardWriter
 from compress.errors import CheckpointError, OutputError
 from compress.formats import WeightSpec
+from compress.quantize.modules import PACKED_NAMES
 from compress.quantize.spec import ActivationSpec, LayerSpec
 
 STAGE = {
@@ -34,6 +35,9 @@ STAGE = {
             "weights": {"format": "int4", "symmetric": False},
             "activations": {"format": "int8", "granularity": "tensor", "mode": "static", "symmetric": False},
         },
+        {"match": "*.to_q", "weights": {"format": "nf4", "mode": "folded"}},
+        {"match": "*.to_v", "weights": {"format": "mxfp4"}},
+        {"match": "*.to_out.0", "weights": {"format": "nvfp4", "mode": "folded"}, "activations": {"format": "none"}},
         {"role": "in_projection", "keep": True},
     ],
 }
@@ -132,6 +136,33 @@ def test_kept_tensors_keep_the_type_of_the_source(checkpoint: Path) -> None:
     assert tensors["transformer_blocks.0.attn1.to_q.weight_packed"].dtype == torch.uint8
 
 
+def test_blocks_and_modes_of_a_format_come_back(checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+    block = "transformer_blocks.1.attn1"
+    assert tensors[f"{block}.to_v.weight_scale"].dtype == torch.uint8
+    assert tensors[f"{block}.to_out.0.weight_scale"].dtype == torch.float8_e4m3fn
+    assert tensors[f"{block}.to_out.0.weight_global_scale"].shape == (1,)
+    attention = load(checkpoint).get_submodule(block)
+    assert [attention.to_q.spec.mode, attention.to_k.spec.mode, attention.to_out[0].spec.mode] == [
+        "folded",
+        "exact",
+        "folded",
+    ]
+    for name in ("to_q", "to_v", "to_out.0"):
+        layer = attention.get_submodule(name)
+        parts = {part: tensor for part, tensor in layer.state_dict().items() if part != "bias"}
+        assert all(
+            torch.equal(tensor.float(), tensors[f"{block}.{name}.{part}"].float()) for part, tensor in parts.items()
+        )
+        assert all(tensor.dtype == tensors[f"{block}.{name}.{part}"].dtype for part, tensor in parts.items())
+
+
+def test_the_bytes_of_every_format_are_predicted(checkpoint: Path) -> None:
+    path = checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"
+    kept = {name: t.dtype for name, t in load_file(path).items() if name.rpartition(".")[2] not in PACKED_NAMES}
+    assert file_bytes(planned_tensors(load(checkpoint), kept)) == path.stat().st_size
+
+
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
 def test_loading_is_strict(copy: Path, change: str) -> None:
     path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -183,12 +214,17 @@ def test_config_groups_round_trip() -> None:
         "a": LayerSpec(WeightSpec("int8", "channel", None), ActivationSpec("int8", "dynamic")),
         "b": LayerSpec(WeightSpec("int4", "group", 32, scale_dtype="float16")),
         "c": LayerSpec(WeightSpec("int8", "channel", None), ActivationSpec("int8", "dynamic")),
+        "e": LayerSpec(WeightSpec.natural("nvfp4"), None, "folded"),
+        "f": LayerSpec(WeightSpec.natural("nvfp4"), None),
     }
     config = json.loads(json.dumps(to_config(specs, ["d"])))
     assert config["config_groups"]["group_0"]["targets"] == ["a", "c"]
     assert config["config_groups"]["group_0"]["weights"]["num_bits"] == 8
     assert config["ignore"] == ["d"]
     assert from_config(config) == specs
+    for group in config["config_groups"].values():
+        group.pop("mode")
+    assert all(spec.mode == "exact" for spec in from_config(config).values()), "files from before there were modes"
 
 
 def tensors(count: int = 7) -> dict[str, torch.Tensor]:
@@ -207,9 +243,12 @@ def test_shards_are_bounded_and_indexed(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part*"))
 
 
-@pytest.mark.parametrize("dtypes", [[torch.float32], [torch.uint8, torch.float16, torch.float32, torch.int64]])
+MIXED = [torch.uint8, torch.float8_e4m3fn, torch.float16, torch.int8, torch.float32, torch.bfloat16, torch.int64]
+
+
+@pytest.mark.parametrize("dtypes", [[torch.float32], MIXED])
 def test_file_bytes_are_exact(tmp_path: Path, dtypes: list[torch.dtype]) -> None:
-    state = {f"a.{'b' * i}.{i}": torch.zeros(i, 5, dtype=dtypes[i % len(dtypes)]) for i in range(1, 32)}
+    state = {f"a.{'b' * i}.{i}": torch.zeros(i, 5).to(dtypes[i % len(dtypes)]) for i in range(1, 32)}
     state["scalar"] = torch.zeros((), dtype=torch.float32)
     save_file(state, tmp_path / "x.safetensors", metadata={"format": "pt"})
     planned = [PlannedTensor(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()]

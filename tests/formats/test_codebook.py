@@ -88,6 +88,15 @@ def test_e2m1_thresholds_go_to_the_even_code() -> None:
     assert nearest_codes(x, get_format("fp4_e2m1")).tolist() == [0, 2, 2, 4, 4, 6, 6, 7, 0, 10, 14]
 
 
+def test_nf4_is_qloras_table() -> None:
+    """As published; between them the 16 values have a zero, and -1 and 1."""
+    table = get_format("nf4").table()
+    assert table is not None and table[7] == 0 and table[0] == -1 and table[15] == 1
+    assert table.tolist()[8:12] == [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
+    assert table.tolist()[5:7] == [-0.18477343022823334, -0.09105003625154495]
+    assert bool((table.diff() > 0).all())
+
+
 def test_known_fp8_bytes() -> None:
     e4m3, e5m2 = get_format("fp8_e4m3"), get_format("fp8_e5m2")
     assert nearest_codes(torch.tensor([0.1, 448.0, 464.0, 2.0**-9]), e4m3).tolist() == [0x1D, 0x7E, 0x7E, 0x01]

@@ -54,6 +54,40 @@ def test_wrong_scales_are_refused(scales: torch.Tensor | None, zeros: torch.Tens
         quantize_weight(_weight(2, 5), WeightSpec("int4"), scales, zeros)
 
 
+@pytest.mark.parametrize(
+    ("name", "scales", "whole", "message"),
+    [
+        ("mxfp4", torch.ones(2, 1), torch.ones(1), "mxfp4 with a global scale"),
+        ("mxfp4", torch.zeros(2, 1), None, "must be positive and finite as e8m0"),
+        ("mxfp4", -torch.ones(2, 1), None, "must be positive and finite as e8m0"),
+        ("mxfp4", torch.full((2, 1), 255, dtype=torch.uint8), None, "must be positive and finite as e8m0"),
+        ("nvfp4", torch.ones(2, 1), None, "nvfp4 without its global scale"),
+        ("nvfp4", torch.ones(2, 1), torch.ones(2), r"the global scale is \[2\], not \[1\]"),
+        ("nvfp4", torch.ones(2, 1), torch.zeros(1), "global scale must be positive and finite"),
+        ("nvfp4", torch.full((2, 1), 500.0), torch.ones(1), "must be positive and finite as e4m3"),
+        ("nvfp4", torch.full((2, 1), 1e-4), torch.ones(1), "must be positive and finite as e4m3"),
+    ],
+)
+def test_wrong_scales_of_formats_with_their_own_types_are_refused(
+    name: str, scales: torch.Tensor, whole: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(FormatError, match=message):
+        quantize_weight(_weight(2, 5), WeightSpec.natural(name), scales, global_scale=whole)
+
+
+def test_given_scales_of_any_type_are_stored_in_the_formats() -> None:
+    weight = _weight(2, 20)
+    mx = quantize_weight(weight, WeightSpec.natural("mxfp4"), torch.full((2, 1), 0.3))
+    assert mx.scales.tolist() == [[125], [125]]
+    exponents = quantize_weight(weight, mx.spec, mx.scales)
+    assert torch.equal(exponents.codes, mx.codes) and torch.equal(exponents.scales, mx.scales)
+    nv = quantize_weight(weight, WeightSpec.natural("nvfp4"), torch.full((2, 2), 7.1), global_scale=torch.tensor([0.1]))
+    assert nv.scales.float().tolist() == [[7.0, 7.0], [7.0, 7.0]]
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    steps = nv.dequantize().abs() / (torch.tensor(7.0) * torch.tensor(0.1))
+    assert bool((steps[..., None] - values).abs().amin(-1).lt(1e-6).all())
+
+
 def test_asymmetric_scales_need_zero_points_of_their_shape() -> None:
     spec = WeightSpec("int4", symmetric=False)
     with pytest.raises(FormatError, match="symmetric=False without zero points"):

@@ -16,6 +16,9 @@ WEIGHTS = [
     WeightSpec("int4", "channel", None, symmetric=False),
     WeightSpec("int2", "group", 8),
     WeightSpec("fp4_e2m1", "group", 16),
+    WeightSpec("nf4", "channel", None),
+    WeightSpec.natural("mxfp4"),
+    WeightSpec.natural("nvfp4"),
 ]
 INPUTS = [None, ActivationSpec("int8", "dynamic"), ActivationSpec("int6", "dynamic"), ActivationSpec("int8", "static")]
 
@@ -52,7 +55,7 @@ def test_only_layers_of_the_reference_are_decoded() -> None:
     dynamic = ActivationSpec("int8", "dynamic")
     integers, floats = packed(nn.Linear(64, 64), WEIGHTS[0], dynamic), packed(nn.Linear(64, 64), WEIGHTS[0], None)
     model = nn.Sequential(
-        nn.Sequential(integers, nn.ReLU(), floats), packed(nn.Conv2d(4, 4, 1), WEIGHTS[1], dynamic), nn.Linear(2, 2)
+        nn.Sequential(integers, nn.ReLU(), floats), packed(nn.Conv2d(4, 4, 1), WEIGHTS[1], None), nn.Linear(2, 2)
     )
     decode_layers(model)
     kinds = [type(module) for module in (*model[0], model[1], model[2])]

@@ -18,6 +18,9 @@ WEIGHTS = [
     WeightSpec("fp8_e4m3", "channel", None),
     WeightSpec("fp8_e5m2", "tensor", None),
     WeightSpec("fp4_e2m1", "group", 16),
+    WeightSpec("nf4", "channel", None),
+    WeightSpec.natural("mxfp4"),
+    WeightSpec.natural("nvfp4"),
 ]
 INPUTS = [
     None,
@@ -89,6 +92,38 @@ def test_state_holds_packed_tensors_only() -> None:
     assert set(layer.state_dict()) - {"bias"} <= set(PACKED_NAMES)
     assert layer.weight.shape == (8, 64)
     assert layer.weight.dtype == torch.float32
+
+
+def test_blocks_of_a_format_are_stored_in_its_types() -> None:
+    stored = {}
+    for name in ("mxfp4", "nvfp4"):
+        layer = packed_layer(nn.Linear(64, 8), LayerSpec(WeightSpec.natural(name), DYNAMIC8), device="cpu")
+        stored[name] = {part: (tuple(t.shape), t.dtype) for part, t in layer.state_dict().items() if "scale" in part}
+        assert set(layer.state_dict()) - {"bias"} <= set(PACKED_NAMES)
+    assert stored["mxfp4"] == {"weight_scale": ((8, 2), torch.uint8)}
+    assert stored["nvfp4"] == {
+        "weight_scale": ((8, 4), torch.float8_e4m3fn),
+        "weight_global_scale": ((1,), torch.float32),
+    }
+
+
+@pytest.mark.parametrize("name", ["nf4", "mxfp4", "nvfp4", "int4"])
+def test_the_mode_reaches_the_operator(name: str) -> None:
+    """Folded layers differ from exact ones, by at most the stated bound: half a step of the panel for each weight."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 8, bias=False), torch.randn(5, 64)
+    weights = WeightSpec(name, "group", 16) if name == "int4" else WeightSpec.natural(name)
+    quantized = quantize_weight(layer.weight, weights)
+    outputs = []
+    for mode in ("exact", "folded"):
+        packed = packed_layer(layer, LayerSpec(weights, None, mode), device="cpu")
+        packed.fill(quantized, None)
+        outputs.append(packed(x))
+    largest = {"int4": 8.0, "nf4": 1.0}.get(name, 6.0)
+    unit = quantized.all_scales.values().amax(1) * largest / 127
+    difference = (outputs[1] - outputs[0]).abs()
+    assert float(difference.max()) > 0
+    assert bool((difference <= x.abs().sum(1, keepdim=True) * unit / 2 * (1 + 1e-3)).all())
 
 
 def test_swap_replaces_only_the_named_layers() -> None:

@@ -18,6 +18,9 @@ SPECS = [
     WeightSpec("int4", "channel", None, symmetric=False),
     WeightSpec("fp4_e2m1", "group", 16),
     WeightSpec("fp8_e4m3", "channel", None),
+    WeightSpec("nf4", "group", 64, scale_dtype="float16"),
+    WeightSpec.natural("mxfp4"),
+    WeightSpec.natural("nvfp4"),
 ]
 
 
@@ -40,6 +43,15 @@ def test_mse_clipping_is_never_worse(spec: WeightSpec) -> None:
 def test_mse_clipping_helps_where_an_outlier_rules_the_scale() -> None:
     spec = WeightSpec("int4", "tensor", None)
     assert error(weight(), mse_scales(weight(), spec)) < 0.6 * error(weight(), quantize_weight(weight(), spec))
+
+
+def test_powers_of_two_are_tried_upwards_too() -> None:
+    """MX lets 7.9 saturate at 6 under scale 1; under scale 2 it is 8."""
+    w = torch.full((1, 32), 7.9)
+    spec = WeightSpec.natural("mxfp4")
+    assert quantize_weight(w, spec).scales.tolist() == [[127]]
+    assert mse_scales(w, spec).scales.tolist() == [[128]]
+    assert mse_scales(torch.full((1, 32), 6.1), spec).scales.tolist() == [[127]]
 
 
 def test_convolutions_and_zero_rows() -> None:

@@ -2,6 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from compress.errors import RecipeError
+from compress.formats import WeightSpec
 from compress.models.adapter import LayerInfo, Role
 from compress.quantize.rules import assign
 from compress.quantize.settings import ActivationSettings, Rule, WeightSettings
@@ -61,6 +62,14 @@ def test_a_rule_that_matches_nothing_is_an_error(rule: Rule, message: str) -> No
         (lambda: WeightSettings(format="int4", granularity="group"), "give both or neither"),
         (lambda: WeightSettings(format="int4", granularity="group", group=12), "multiple of 8"),
         (lambda: WeightSettings(format="fp4_e2m1", symmetric=False), "no zero point"),
+        (lambda: WeightSettings(format="mxfp4", group=64), "groups of 32 with e8m0 scales; leave out `granularity`"),
+        (lambda: WeightSettings(format="nvfp4", granularity="channel"), "groups of 16 with e4m3 scales"),
+        (lambda: WeightSettings(format="mxfp4", scale="float16"), "groups of 32 with e8m0 scales"),
+        (lambda: WeightSettings(format="mxfp4", symmetric=False), "no zero point"),
+        (lambda: WeightSettings(format="int4", granularity="group", group=32, scale="e8m0"), "no e8m0 scales"),
+        (lambda: WeightSettings(format="int8", mode="folded"), "up to 6 bits, `int8` has 8"),
+        (lambda: WeightSettings.model_validate({"format": ["mxfp4"]}), "valid string"),
+        (lambda: ActivationSettings(format="nvfp4"), "`nvfp4` is a format of weights"),
         (lambda: ActivationSettings(format="int8", mode="static"), "static activations per token do not exist"),
         (lambda: ActivationSettings(format="int8", symmetric=False), "static int8 and int4"),
         (lambda: Rule(keep=True), "needs `role`, `match` or both"),
@@ -71,6 +80,23 @@ def test_a_rule_that_matches_nothing_is_an_error(rule: Rule, message: str) -> No
 def test_impossible_settings_are_refused(make, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make()
+
+
+def test_formats_with_blocks_of_their_own_need_only_their_name() -> None:
+    for name, group, scale in (("mxfp4", 32, "e8m0"), ("nvfp4", 16, "e4m3")):
+        assert WeightSettings(format=name).spec() == WeightSpec.natural(name)
+        assert WeightSettings(format=name).spec() == WeightSpec(name, "group", group, True, scale)
+        full = {"format": name, "granularity": "group", "group": group, "scale": scale, "symmetric": True}
+        assert WeightSettings.model_validate(full) == WeightSettings(format=name)
+        assert WeightSettings.model_validate(WeightSettings(format=name).model_dump()) == WeightSettings(format=name)
+    assert WeightSettings(format="nf4").spec() == WeightSpec("nf4")
+
+
+def test_the_mode_of_the_operator_goes_with_the_weights() -> None:
+    folded = WeightSettings(format="nf4", mode="folded")
+    specs = [a.spec for a in assign(LAYERS, INT4, TOKEN, [Rule(role="ff_in", weights=folded)])]
+    assert [spec.mode for spec in specs if spec] == ["exact", "folded", "exact", "exact"]
+    assert specs[1] is not None and specs[1].summary() == "nf4 channel folded · int8 token"
 
 
 def test_group_scales_are_float16_by_default() -> None:

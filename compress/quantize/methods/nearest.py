@@ -15,10 +15,15 @@ from pydantic import Field
 from torch import Tensor
 
 from compress.config import Config
-from compress.formats import QTensor, WeightSpec, quantize_weight, weight_scales
+from compress.formats import QTensor, WeightSpec, as_stored, quantize_weight, scale_values, weight_scales
 from compress.quantize.job import Method, QuantizedLayer, QuantizeJob
 
 MSE_FACTORS = tuple(1.0 - 0.02 * step for step in range(31))  # 1.00 … 0.40 of the full range
+POWER_FACTORS = (
+    1.0,
+    2.0,
+    0.5,
+)  # for powers of two; MX scales let the extremes saturate, so the next one up may be better
 
 
 class Nearest(Config):
@@ -33,18 +38,19 @@ class Nearest(Config):
 def mse_scales(weight: Tensor, spec: WeightSpec) -> QTensor:
     """Nearest rounding with, per block, the scale of least squared error among shrunken full-range scales.
 
-    The zero point of an asymmetric block stays that of the full range.
+    The zero point of an asymmetric block and the global scale stay those of the full range.
     """
     full = weight_scales(weight, spec)
-    blocks = _block_error(weight, quantize_weight(weight, spec, full.scales, full.zero_points))
-    best_error, best = blocks, full.scales
-    for factor in MSE_FACTORS[1:]:
-        scales = (full.scales.float() * factor).to(full.scales.dtype)
-        scales = torch.where(scales > 0, scales, full.scales)  # float16 scales of tiny blocks may underflow
-        error = _block_error(weight, quantize_weight(weight, spec, scales, full.zero_points))
+    whole = scale_values(full.scales)
+    best = whole
+    best_error = _block_error(weight, quantize_weight(weight, spec, *full))
+    for factor in (POWER_FACTORS if spec.scale_dtype == "e8m0" else MSE_FACTORS)[1:]:
+        scales = scale_values(as_stored(whole * factor, spec))
+        scales = torch.where((scales > 0) & torch.isfinite(scales), scales, whole)  # small types end soon
+        error = _block_error(weight, quantize_weight(weight, spec, scales, full.zero_points, full.global_scale))
         better = error < best_error
         best_error, best = torch.where(better, error, best_error), torch.where(better, scales, best)
-    return quantize_weight(weight, spec, best, full.zero_points)
+    return quantize_weight(weight, spec, best, full.zero_points, full.global_scale)
 
 
 def _block_error(weight: Tensor, quantized: QTensor) -> Tensor:
