@@ -30,15 +30,26 @@ def methods(json: Json = False) -> None:
 def formats(json: Json = False) -> None:
     """Number formats, and the kernels this machine has for them."""
     from compress.formats import FORMATS
+    from compress.kernels import cpu_library
     from compress.kernels.backends import BACKENDS
 
-    rows = [(f.name, f.bits, f.kind, f"{f.max_value:g}", f.citation) for f in FORMATS.values() if f.signed]
+    rows = [
+        (f.name, f.bits, f.kind, f"{f.max_value:g}", "any" if f.layout is None else f.layout.describe(), f.citation)
+        for f in FORMATS.values()
+        if f.signed
+    ]
     if json:
-        return print_json(
-            [dict(zip(("name", "bits", "kind", "largest", "citation"), row, strict=True)) for row in rows]
-        )
-    print(text_table(["format", "bits", "kind", "largest", "defined in"], rows, right=(1, 3)))
-    print(f"\nkernels, fastest first: {', '.join(backend.name for backend in BACKENDS)}")
+        names = ("name", "bits", "kind", "largest", "blocks", "citation")
+        return print_json([dict(zip(names, row, strict=True)) for row in rows])
+    print(text_table(["format", "bits", "kind", "largest", "blocks", "defined in"], rows, right=(1, 3)))
+    library = cpu_library.library()
+    backends = [backend.name for backend in BACKENDS if library or backend.name != "cpu"]
+    print(f"\nkernels, fastest first: {', '.join(backends)}")
+    if library is None:
+        print(cpu_library.announcement())
+    else:
+        isas = (f"{isa} (in use)" if isa == library.isa else isa for isa in library.isas)
+        print(f"instruction sets of cpu: {', '.join(isas)}")
     return None
 
 

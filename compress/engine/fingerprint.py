@@ -29,7 +29,7 @@ def code_hash() -> str:
     root = Path(__file__).parents[1]
     digest = hashlib.sha256("".join(file_sha256(root / name) for name in ("config.py", "files.py")).encode())
     for package in _PACKAGES:
-        for name, value in tree_hashes(root / package, ["*.py", "*.cpp", "*.h", "*.inc"]).items():
+        for name, value in tree_hashes(root / package, ["*.py", "*.cpp", "*.h", "*.inc", "CMakeLists.txt"]).items():
             digest.update(f"{package}/{name}:{value}\n".encode())
     return digest.hexdigest()
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
+from compress.kernels.backends import kernels_in_use
+
 _PACKAGES = ("torch", "diffusers", "onnxruntime", "onnx", "numpy")
 _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 def machine_facts() -> dict[str, str | float | int | None]:
-    """Processor, cores, threads, memory, platform and library versions; a package that is not installed is None.
+    """Processor, cores, threads, memory, platform, kernels and library versions; a package not installed is None.
 
     Versions come from package metadata: nothing is imported for them.
     """
@@ -26,6 +28,7 @@ def machine_facts() -> dict[str, str | float | int | None]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": kernels_in_use(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
     return facts | {package: _version(package) for package in _PACKAGES}

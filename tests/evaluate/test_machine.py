@@ -6,6 +6,7 @@ import torch
 
 from compress.evaluate import machine
 from compress.evaluate.machine import machine_facts
+from compress.kernels.backends import kernels_in_use
 
 
 def test_facts_name_the_machine_and_the_versions() -> None:
@@ -14,6 +15,7 @@ def test_facts_name_the_machine_and_the_versions() -> None:
     assert isinstance(facts["cores"], int) and facts["cores"] >= 1
     assert facts["threads"] == torch.get_num_threads()
     assert facts["torch"] == torch.__version__
+    assert facts["kernels"] == kernels_in_use()
     json.dumps(facts, allow_nan=False)
 
 

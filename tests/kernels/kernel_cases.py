@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.formats import WeightSpec, quantize_weight
+from compress.kernels.call import ConvCall
 
 K, N = 100, 37
 
@@ -35,6 +36,7 @@ def optional_inputs(k: int = K, n: int = N, rows: int = 33) -> dict[str, Tensor]
         "smooth": torch.rand(k, generator=g) + 0.5,
         "low_rank_a": torch.randn(k, 5, generator=g) * 0.1,
         "low_rank_b": torch.randn(5, n, generator=g) * 0.1,
+        "residual": torch.randn(rows, n, generator=g),
     }
 
 
@@ -54,6 +56,7 @@ def arguments(case: Case, weight: Tensor, optional: dict[str, Tensor]) -> dict[s
         "scales": q.scales,
         "zero_points": q.zero_points,
         "table": case.spec.number_format.table(),
+        **({} if q.global_scale is None else {"global_scale": q.global_scale}),
         "bits": case.spec.number_format.bits,
         "block_size": case.spec.block_size(weight[0].numel()),
         **given,
@@ -101,6 +104,28 @@ CASES = (
         {"act_format": "uint8", "mode": "folded"},
         ("act_scale", "act_zero_point"),
     ),
+    Case("nf4", WeightSpec("nf4"), _INT8, ("bias",)),
+    Case("nf4_g64_half_scales", WeightSpec("nf4", "group", 64, scale_dtype="float16")),
+    Case("mxfp4", WeightSpec.natural("mxfp4"), inputs=("bias",)),
+    Case("mxfp4_a8", WeightSpec.natural("mxfp4"), _INT8, ("bias",)),
+    Case("nvfp4", WeightSpec.natural("nvfp4"), inputs=("bias",)),
+    Case("nvfp4_a8", WeightSpec.natural("nvfp4"), _INT8, ("smooth",)),
+    Case("fp4_channel_a8", WeightSpec("fp4_e2m1"), _INT8, ("bias",)),
+    Case("folded_nf4", WeightSpec("nf4"), {**_INT8, "mode": "folded"}, ("bias",)),
+    Case("folded_nf4_tensor", WeightSpec("nf4", "tensor"), {"mode": "folded"}),
+    Case("folded_nf4_g32", WeightSpec("nf4", "group", 32, scale_dtype="float16"), {**_INT8, "mode": "folded"}),
+    Case("folded_mxfp4", WeightSpec.natural("mxfp4"), {**_INT8, "mode": "folded"}, ("bias",)),
+    Case("folded_nvfp4", WeightSpec.natural("nvfp4"), {**_INT8, "mode": "folded"}, ("bias",)),
+    Case("folded_fp4_channel", WeightSpec("fp4_e2m1"), {**_INT8, "mode": "folded"}),
+    Case("gelu", WeightSpec("int4", "group", 32), {**_INT8, "activation": "gelu_tanh"}, ("bias",)),
+    Case("silu_float", WeightSpec("int4", "group", 32), {"activation": "silu"}, ("bias",)),
+    Case("residual", WeightSpec("int8"), _INT8, ("bias", "residual")),
+    Case(
+        "everything_after",
+        WeightSpec("int4", "group", 32),
+        {**_INT8, "mode": "folded", "activation": "silu"},
+        ("smooth", "low_rank_a", "low_rank_b", "bias", "residual"),
+    ),
 )
 CONV_CASES = (
     Case("conv_w4g16", WeightSpec("int4", "group", 16)),
@@ -111,6 +136,11 @@ CONV_CASES = (
     Case("conv_strided", WeightSpec("int8"), {**_INT8, "stride": [2, 1], "dilation": [1, 2]}, ("bias",)),
     Case("conv_grouped", WeightSpec("int4", "group", 16), {**_INT8, "groups": 3}, ("bias",)),
     Case("conv_low_rank", WeightSpec("int4", "group", 16), _INT8, ("low_rank_a", "low_rank_b", "smooth")),
+    Case("conv_mxfp4", WeightSpec.natural("mxfp4"), _INT8, ("bias",)),
+    Case("conv_nvfp4", WeightSpec.natural("nvfp4"), {**_INT8, "mode": "folded"}, ("bias",)),
+    Case("conv_nf4", WeightSpec("nf4"), {**_INT8, "mode": "folded", "activation": "gelu_tanh"}, ("bias",)),
+    Case("conv_folded", WeightSpec("int4", "group", 16), {**_INT8, "mode": "folded"}, ("bias",)),
+    Case("conv_silu_residual", WeightSpec("int8"), {**_INT8, "activation": "silu", "stride": [2, 1]}, ("residual",)),
 )
 CHANNELS, OUTPUTS, KERNEL = 6, 9, (3, 2)
 
@@ -123,4 +153,7 @@ def build_conv(case: Case, batch: int = 3) -> tuple[Tensor, dict[str, Any]]:
     optional = optional_inputs(weight[0].numel(), OUTPUTS)
     optional["smooth"] = optional["smooth"][:CHANNELS]
     given = {"kernel": list(KERNEL), "padding": [1, 1], **arguments(case, weight, optional)}
-    return torch.randn(batch, CHANNELS, 9, 7, generator=g), given
+    x = torch.randn(batch, CHANNELS, 9, 7, generator=g)
+    if "residual" in given:
+        given["residual"] = torch.randn(ConvCall(x, **given).output_shape, generator=g)
+    return x, given

@@ -53,6 +53,12 @@ def _call(**change: Any) -> MatmulCall:
             "have no zero point",
         ),
         ({"low_rank_a": torch.zeros(100, 2)}, "go together"),
+        ({"scales": torch.ones(37, 4, dtype=torch.int32)}, "scales are torch.int32, not floating point or uint8"),
+        ({"global_scale": torch.ones(2)}, r"global_scale has shape \[2\], not one element"),
+        ({"act_format": "mxfp4"}, "mxfp4 is a format of weights"),
+        ({"activation": "relu"}, "activation 'relu' is not none, gelu_tanh or silu"),
+        ({"residual": torch.zeros(33, 36)}, r"residual is torch.float32 \[33, 36\], the output is .* \[33, 37\]"),
+        ({"residual": torch.zeros(33, 37).half()}, "residual is torch.float16"),
     ],
 )
 def test_arguments_that_do_not_fit(change: dict[str, Any], message: str) -> None:
@@ -91,3 +97,18 @@ def test_facts_say_what_is_given() -> None:
     facts = MatmulCall(x, **named).facts()
     assert facts.zero_points and facts.act_static and facts.act_zero_point and not facts.table
     assert (facts.scale_blocks, facts.act_format) == (2, "uint8")
+    x, named = build(next(case for case in CASES if case.name == "folded_nvfp4"))
+    facts = MatmulCall(x, **named).facts()
+    assert facts.folds and facts.table_is_whole and facts.global_scale and facts.scale_dtype == "float8_e4m3fn"
+    x, named = build(next(case for case in CASES if case.name == "everything_after"))
+    facts = MatmulCall(x, **named).facts()
+    assert (facts.activation, facts.residual, facts.table_is_whole) == ("silu", True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "folds"),
+    [("folded", True), ("folded_nf4", True), ("folded_fp4_channel", False), ("nf4", False), ("folded_mxfp4", True)],
+)
+def test_folding_is_for_what_one_scale_and_whole_numbers_do_not_express(name: str, folds: bool) -> None:
+    x, named = build(next(case for case in CASES if case.name == name))
+    assert MatmulCall(x, **named).folds == folds

@@ -35,14 +35,22 @@ SPECS = [
     WeightSpec("int2"),
     WeightSpec("fp4_e2m1", "group", 32),
     WeightSpec("fp8_e4m3"),
+    WeightSpec("nf4"),
+    WeightSpec.natural("mxfp4"),
+    WeightSpec.natural("nvfp4"),
+]
+CASES = [
+    (spec, mode) for spec in SPECS for mode in ("exact", "folded") if mode == "exact" or spec.number_format.bits < 8
 ]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("act_format", ["none", "int8"])
 @pytest.mark.parametrize("shape", [(256, 128), (64, 32, 3, 3)], ids=["linear", "conv"])
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_packed_weights_stay_packed(spec: WeightSpec, shape: tuple[int, ...], act_format: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spec", "mode"), CASES, ids=str)
+def test_packed_weights_stay_packed(
+    spec: WeightSpec, mode: str, shape: tuple[int, ...], act_format: str, tmp_path: Path
+) -> None:
     g = torch.Generator().manual_seed(0)
     q = quantize_weight(torch.randn(*shape, generator=g), spec)
     tensors = {"x": torch.randn(2, shape[1], *([4, 4] if len(shape) == 4 else []), generator=g)}
@@ -52,8 +60,11 @@ def test_packed_weights_stay_packed(spec: WeightSpec, shape: tuple[int, ...], ac
     table = spec.number_format.table()
     if table is not None:
         tensors["table"] = table
+    if q.global_scale is not None:
+        tensors["global_scale"] = q.global_scale
     length = torch.Size(shape[1:]).numel()
-    attributes = {"bits": spec.number_format.bits, "block_size": spec.block_size(length), "act_format": act_format}
+    attributes = {"bits": spec.number_format.bits, "block_size": spec.block_size(length)}
+    attributes |= {"act_format": act_format, "mode": mode}
     operator = QMATMUL if len(shape) == 2 else QCONV2D
     if len(shape) == 4:
         attributes["kernel"] = (3, 3)

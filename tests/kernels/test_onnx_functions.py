@@ -16,7 +16,7 @@ from compress.errors import ExportError
 from compress.formats import WeightSpec
 from compress.kernels import reference
 from compress.kernels.onnx_functions import OPSETS, function_for
-from compress.kernels.onnx_single import single_node_model
+from compress.kernels.onnx_single import facts, single_node_model
 from compress.kernels.onnx_variants import TensorFacts, variant_of
 from compress.kernels.schema import DOMAIN, QCONV2D, QMATMUL, Operator
 
@@ -46,7 +46,7 @@ EXACT = [case for case in CASES if "mode" not in case.attributes]
 
 
 @pytest.mark.parametrize("k", [1, 33, 401])
-@pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_matmul_matches_the_reference(case: Case, k: int) -> None:
     x, arguments = build(case, k=k)
     assert relative_error(QMATMUL, x, arguments) <= LIMIT
@@ -60,10 +60,12 @@ def test_convolution_matches_the_reference(case: Case) -> None:
 
 WEIGHTS = [
     WeightSpec(fmt, granularity, group, symmetric, scale_dtype)
-    for fmt in ("int8", "int6", "int4", "int3", "int2", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1")
+    for fmt in ("int8", "int6", "int4", "int3", "int2", "fp8_e4m3", "fp8_e5m2", "fp4_e2m1", "nf4")
     for granularity, group in (("tensor", None), ("channel", None), ("group", 32), ("group", 7))
-    for symmetric, scale_dtype in ((True, "float32"), (fmt[0] == "f", "float16"))
+    for symmetric, scale_dtype in ((True, "float32"), (fmt[0] != "i", "float16"))
 ]
+WEIGHTS += [WeightSpec.natural("mxfp4"), WeightSpec.natural("nvfp4")]
+FOLDABLE = [spec for spec in WEIGHTS if spec.number_format.bits <= 6]
 
 
 @pytest.mark.parametrize("act_format", ["none", "int8"])
@@ -71,6 +73,16 @@ WEIGHTS = [
 def test_every_weight_format(spec: WeightSpec, act_format: str) -> None:
     case = Case("weights", spec, {"act_format": act_format}, ("bias",))
     x, arguments = build(case, rows=5, k=45)
+    assert relative_error(QMATMUL, x, arguments) <= LIMIT
+
+
+@pytest.mark.parametrize("spec", FOLDABLE, ids=str)
+def test_every_foldable_weight_format(spec: WeightSpec) -> None:
+    """Block scales from one another by up to a factor of 16, so that some blocks fold and some do not."""
+    x, arguments = build(Case("folded", spec, {"mode": "folded"}, ("bias",)), rows=5, k=45)
+    if spec.granularity == "group" and arguments["scales"].is_floating_point():
+        spread = torch.logspace(0, -4, arguments["scales"].shape[1], base=2.0)
+        arguments["scales"] = (arguments["scales"].float() * spread).to(arguments["scales"].dtype)
     assert relative_error(QMATMUL, x, arguments) <= LIMIT
 
 
@@ -142,13 +154,13 @@ def test_every_opset(opset: int) -> None:
 
 def call(shape: tuple[int | None, ...] = (None, 64), **attributes: Any) -> Any:
     """A variant of an int4 layer of 64 inputs."""
-    full = {"bits": 4, "block_size": 32, "act_format": "none", "act_group": 0, "mode": "exact", **attributes}
+    full = {"bits": 4, "block_size": 32, "act_format": "none", "act_group": 0, "mode": "exact", "activation": "none"}
     inputs = {
         "x": TensorFacts("float32", shape),
         "codes": TensorFacts("uint8", (8, 2, 16)),
         "scales": TensorFacts("float32", (8, 2)),
     }
-    return variant_of(QMATMUL, full, inputs)
+    return variant_of(QMATMUL, full | attributes, inputs)
 
 
 def test_bodies_are_standard_and_equal_for_equal_configurations() -> None:
@@ -159,9 +171,28 @@ def test_bodies_are_standard_and_equal_for_equal_configurations() -> None:
     assert call().overload != call(act_format="int8").overload != call(act_format="int4").overload
 
 
-def test_folded_mode_has_no_function() -> None:
-    with pytest.raises(ExportError, match="folded"):
-        call(mode="folded")
+def test_names_tell_variants_apart() -> None:
+    """Calls that need different bodies have different names; equal calls have equal functions."""
+    bodies: dict[str, bytes] = {}
+    for operator, built in ((QMATMUL, map(build, CASES)), (QCONV2D, map(build_conv, CONV_CASES))):
+        for x, arguments in built:
+            attributes = {a.name: arguments.get(a.name, a.default) for a in operator.attributes}
+            given = {i.name: arguments.get(i.name) for i in operator.inputs} | {"x": x}
+            tensors = {name: facts(t, name) for name, t in given.items() if t is not None}
+            variant = variant_of(operator, attributes, tensors)
+            body = function_for(variant, 21).SerializeToString(deterministic=True)
+            assert bodies.setdefault(variant.overload, body) == body
+    assert len(set(bodies.values())) == len(bodies) > len(CASES)
+
+
+def test_what_cannot_be_folded_is_refused() -> None:
+    with pytest.raises(ExportError, match="8 bits cannot be folded"):
+        call(mode="folded", bits=8)
+    x, arguments = build(next(case for case in CASES if case.name == "folded_nf4"))
+    attributes = {a.name: arguments.get(a.name, a.default) for a in QMATMUL.attributes}
+    tensors = {name: facts(arguments[name]) for name in ("codes", "scales", "table")} | {"x": facts(x)}
+    with pytest.raises(ExportError, match="is not constant"):
+        variant_of(QMATMUL, attributes, tensors)
 
 
 def test_a_single_row_without_row_axis_is_refused() -> None:

@@ -82,4 +82,11 @@ def test_export_writes_nodes_with_every_attribute_and_no_trailing_inputs() -> No
     names = [None if value is None else value.name for value in node.inputs]
     assert names == ["x", "codes", "scales", None, None, "bias"]
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    assert attributes == {"bits": 4, "block_size": 8, "act_format": "int8", "act_group": 0, "mode": "exact"}
+    assert attributes == {
+        "bits": 4,
+        "block_size": 8,
+        "act_format": "int8",
+        "act_group": 0,
+        "mode": "exact",
+        "activation": "none",
+    }

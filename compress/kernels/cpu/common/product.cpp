@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kMostRows = 504;  // of one task: their sums and a chunk of their codes stay in the second-level cache
 constexpr int64_t kRowsAtOnce = 16;
+constexpr int64_t kMostElements = int64_t(1) << 46;  // of x and of y: sizes cannot overflow
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -59,10 +60,11 @@ Rows lay_out(Layout& layout, int64_t count, const Panels& weight, const compress
 
 RowCoding coding_of(const Tile& t, const float* x, int64_t row, int64_t k, const compress_options& options) {
   RowCoding coding{};
+  const float largest = t.largest(x, options.smooth, size_t(k));
   if (options.act_scale) {
-    coding.scale = options.act_scale[options.act_scale_rows > 1 ? row : 0];
+    coding.scale = std::isnan(largest) ? largest : options.act_scale[options.act_scale_rows > 1 ? row : 0];
   } else {
-    coding.scale = t.largest(x, options.smooth, size_t(k)) / options.act_max;
+    coding.scale = largest / options.act_max;
     if (coding.scale == 0.0f) coding.scale = 1.0f;
     if (!std::isfinite(coding.scale)) coding.scale = std::nanf("");
   }
@@ -387,10 +389,11 @@ void check_options(const compress_options& options, int64_t k) {
   if (options.act_low > options.act_high || options.act_low < -128 || options.act_high > 255 ||
       (options.act_low < 0 && options.act_high > 127))
     fail(COMPRESS_UNSUPPORTED, "activation codes from %d to %d are not 8-bit", options.act_low, options.act_high);
-  if (!(options.act_max > 0.0f)) fail(COMPRESS_INVALID, "the largest activation value is %g", double(options.act_max));
+  if (!(options.act_max > 0.0f && std::isfinite(options.act_max)))
+    fail(COMPRESS_INVALID, "the largest activation value is %g", double(options.act_max));
   if (options.act_zero_point && !options.act_scale) fail(COMPRESS_INVALID, "act_zero_point without act_scale");
   if (!options.low_rank_a != !options.low_rank_b) fail(COMPRESS_INVALID, "low_rank_a and low_rank_b go together");
-  if (options.rank < 0 || (options.low_rank_a && !options.rank))
+  if (options.rank < 0 || options.rank > kLargestK || (options.rank > 0) != (options.low_rank_a != nullptr))
     fail(COMPRESS_INVALID, "a low-rank branch of rank %lld", static_cast<long long>(options.rank));
   if (options.activation < COMPRESS_ACTIVATION_NONE || options.activation > COMPRESS_ACTIVATION_SILU)
     fail(COMPRESS_INVALID, "activation %d is not known", options.activation);
@@ -398,9 +401,21 @@ void check_options(const compress_options& options, int64_t k) {
     fail(COMPRESS_UNSUPPORTED, "sums over %lld positions could overflow 32 bits", static_cast<long long>(k));
 }
 
+void check_act_rows(const compress_options& options, int64_t rows) {
+  if (options.act_scale && options.act_scale_rows != 1 && options.act_scale_rows != rows)
+    fail(COMPRESS_INVALID, "%lld activation scales for %lld rows", static_cast<long long>(options.act_scale_rows),
+         static_cast<long long>(rows));
+  if (options.act_zero_point && options.act_zero_rows != 1 && options.act_zero_rows != rows)
+    fail(COMPRESS_INVALID, "%lld activation zero points for %lld rows", static_cast<long long>(options.act_zero_rows),
+         static_cast<long long>(rows));
+}
+
 void product(const float* x, int64_t rows, const Panels& weight, const compress_options& options, float* y,
              const compress_runner* runner, double* seconds) {
   if (rows == 0) return;
+  if (rows > kMostElements / std::max({weight.n(), weight.k(), options.rank}))
+    fail(COMPRESS_INVALID, "%lld rows", static_cast<long long>(rows));
+  check_act_rows(options, rows);
   const Tile& t = tile();
   thread_local Arena shared;
   Layout count;

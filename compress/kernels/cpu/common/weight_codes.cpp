@@ -38,6 +38,7 @@ inline uint64_t eight_codes(const uint8_t* stream, int bits) {
 }  // namespace
 
 void check_weight(const compress_weight& w) {
+  if (!w.codes || !w.scales) fail(COMPRESS_INVALID, "no codes or no scales");
   if (w.bits < 1 || w.bits > 8) fail(COMPRESS_INVALID, "codes of %d bits: 1 to 8 exist", w.bits);
   if (w.n < 1 || w.k < 1 || w.n > INT32_MAX || w.k > INT32_MAX)
     fail(COMPRESS_INVALID, "a weight of %lld x %lld", Long(w.n), Long(w.k));
@@ -65,20 +66,31 @@ WeightCodes::WeightCodes(const compress_weight& weight) : weight_(weight) {
   largest_ = float(w.zero_points ? (1 << w.bits) - 1 : 1 << (w.bits - 1));
   if (w.table) {
     largest_ = 0.0f;
-    for (int i = 0; i < 1 << w.bits; ++i) largest_ = std::max(largest_, std::fabs(w.table[i]));
+    for (int i = 0; i < 1 << w.bits; ++i) {
+      if (!std::isfinite(w.table[i])) fail(COMPRESS_INVALID, "the code table holds values that are not finite");
+      largest_ = std::max(largest_, std::fabs(w.table[i]));
+    }
     unit_ = w.bits <= 6 ? table_unit(w.table, 1 << w.bits) : 0.0f;
   }
-  folds_ = w.mode == COMPRESS_MODE_FOLDED && (scales_change() || unit_ == 0.0f);
-  if (folds_ && w.bits > 6) fail(COMPRESS_UNSUPPORTED, "weights of %d bits cannot be folded into bytes", w.bits);
-  if (!folds_ && unit_ == 0.0f)
-    fail(COMPRESS_UNSUPPORTED, "the code table is not a run of whole numbers; mode folded rounds it");
+  const bool folded = w.mode == COMPRESS_MODE_FOLDED;
+  rounds_table_ = folded && unit_ == 0.0f;
+  if (rounds_table_) unit_ = largest_ / 127.0f;
+  folds_ = folded && scales_change() && !rounds_table_;
+  if ((folds_ || rounds_table_) && w.bits > 6)
+    fail(COMPRESS_UNSUPPORTED, "weights of %d bits cannot be folded into bytes", w.bits);
+  if (unit_ == 0.0f) fail(COMPRESS_UNSUPPORTED, "the code table is not a run of whole numbers; mode folded rounds it");
   if (zero_after() && (scales_change() || zeros_change()))
     fail(COMPRESS_UNSUPPORTED, "8-bit codes with zero points under scales that change along a row");
 }
 
 void WeightCodes::whole_values(int zero, float* values) const {
-  for (int code = 0; code < 1 << weight_.bits; ++code)
-    values[code] = weight_.table ? (unit_ > 0.0f ? weight_.table[code] / unit_ : 0.0f) : float(code - zero);
+  const float factor = 127.0f / largest_;
+  for (int code = 0; code < 1 << weight_.bits; ++code) {
+    if (!weight_.table)
+      values[code] = float(code - zero);
+    else
+      values[code] = rounds_table_ ? std::nearbyint(weight_.table[code] * factor) : weight_.table[code] / unit_;
+  }
 }
 
 void WeightCodes::values(int zero, float* values) const {

@@ -48,7 +48,7 @@ class WeightCodes {
   void whole_values(int zero, float* values) const;
   float unit() const { return unit_; }
 
-  // Folding, as compress/kernels/folding.py: values * factor rounded, to be multiplied by channel scale * folded_unit().
+  // Folding of block scales, as compress/kernels/folding.py: values * factor rounded, to be multiplied by channel scale * folded_unit().
   void values(int zero, float* values) const;
   float fold_factor(float ratio) const { return ratio * (127.0f / largest_); }
   float folded_unit() const { return largest_ / 127.0f; }
@@ -63,7 +63,8 @@ class WeightCodes {
   compress_weight weight_;
   int64_t blocks_;
   size_t row_bytes_;
-  bool folds_ = false;
+  bool folds_ = false;         // block scales, in some channels
+  bool rounds_table_ = false;  // a table that is not whole
   float unit_ = 1.0f;     // of the whole numbers of a table
   float largest_ = 0.0f;  // magnitude of a value before scaling
 };

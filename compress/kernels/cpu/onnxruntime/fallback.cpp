@@ -34,16 +34,34 @@ constexpr int kMostFoldedBits = 6;
 
 using Lanes = float __attribute__((vector_size(kColumns * sizeof(float))));
 
-// sums[kRows][kColumns] += rows * panel[depth][kColumns].
-COMPRESS_CLONES void multiply(const float* const* rows, const float* panel, int64_t depth, float* sums) {
-  Lanes total[kRows] = {};
-  for (int64_t p = 0; p < depth; ++p) {
-    Lanes weights;
-    std::memcpy(&weights, panel + p * kColumns, sizeof weights);
-    for (int r = 0; r < kRows; ++r) total[r] += rows[r][p] * weights;
+using Multiply = void (*)(const float* const* rows, const float* panel, int64_t depth, float* sums);
+
+// sums[kRows][kColumns] += rows * panel[depth][kColumns]. A macro, because vectors of a fixed length become
+// instructions before the compiler makes its copies: those would all be the oldest.
+#define COMPRESS_DEFINE_MULTIPLY(NAME, TARGET)                                                          \
+  TARGET void NAME(const float* const* rows, const float* panel, int64_t depth, float* sums) {          \
+    Lanes total[kRows] = {};                                                                            \
+    for (int64_t p = 0; p < depth; ++p) {                                                               \
+      Lanes weights;                                                                                    \
+      std::memcpy(&weights, panel + p * kColumns, sizeof weights);                                      \
+      for (int r = 0; r < kRows; ++r) total[r] += rows[r][p] * weights;                                 \
+    }                                                                                                   \
+    for (int r = 0; r < kRows; ++r)                                                                     \
+      for (int c = 0; c < kColumns; ++c) sums[r * kColumns + c] += total[r][c];                         \
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int c = 0; c < kColumns; ++c) sums[r * kColumns + c] += total[r][c];
+
+COMPRESS_DEFINE_MULTIPLY(multiply_anywhere, )
+#if defined(__x86_64__) && defined(__GNUC__)
+COMPRESS_DEFINE_MULTIPLY(multiply_avx2, __attribute__((target("avx2"))))
+COMPRESS_DEFINE_MULTIPLY(multiply_avx512, __attribute__((target("avx512f"))))
+#endif
+
+Multiply best_multiply() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (__builtin_cpu_supports("avx512f")) return multiply_avx512;
+  if (__builtin_cpu_supports("avx2")) return multiply_avx2;
+#endif
+  return multiply_anywhere;
 }
 
 // sums[rank] += x[k] * a[k][rank]
@@ -103,12 +121,19 @@ class BlockDecoder : public Decoder {
     blocks_ = (w_.k + w_.block_size - 1) / w_.block_size;
     block_bytes_ = (w_.block_size * w_.bits + 7) / 8;
     const int64_t entries = int64_t(1) << w_.bits;
-    folds_ = w_.mode == COMPRESS_MODE_FOLDED && (w_.scale_columns > 1 || (w_.table && !whole_table(entries)));
+    const bool folded = w_.mode == COMPRESS_MODE_FOLDED, fractions = w_.table && !whole_table(entries);
+    folds_ = folded && w_.scale_columns > 1 && !fractions;
     if (folds_ && w_.bits > kMostFoldedBits)
       fail(COMPRESS_INVALID, "weights of %d bits cannot be folded into an int8 panel: use mode exact", w_.bits);
     largest_ = w_.table          ? largest_magnitude(w_.table, entries)
                : w_.zero_points  ? float(entries - 1)
                                  : float(entries / 2);
+    if (!folded || !fractions) return;
+    // folding.round_table: whole numbers, and the unit they count.
+    unit_ = largest_ / float(kPanelMax);
+    for (int64_t i = 0; i < entries; ++i)
+      rounded_.push_back(std::rint(w_.table[i] * float(kPanelMax / double(largest_))));
+    w_.table = rounded_.data();
   }
 
   void decode(int64_t channel, float* out) const override {
@@ -163,17 +188,18 @@ class BlockDecoder : public Decoder {
   void apply(float scale, float most, int64_t count, float* values) const {
     const float ratio = scale / most;
     if (!folds_ || ratio < kSmallestRatio) {
-      for (int64_t i = 0; i < count; ++i) values[i] *= scale;
+      for (int64_t i = 0; i < count; ++i) values[i] *= scale * unit_;
       return;
     }
     const float factor = ratio * float(kPanelMax / double(largest_)), unit = most * float(double(largest_) / kPanelMax);
     for (int64_t i = 0; i < count; ++i) values[i] = std::rint(values[i] * factor) * unit;
   }
 
-  const compress_weight w_;
+  compress_weight w_;
   int64_t blocks_, block_bytes_;
-  float largest_;
+  float largest_, unit_ = 1.0f;
   bool folds_;
+  std::vector<float> rounded_;
 };
 
 class VectorDecoder : public Decoder {
@@ -384,6 +410,7 @@ class FloatProduct {
 
   void finish(const float* const* lines, const float* weights, int64_t row, int64_t rows, int64_t channel,
               int64_t columns) const {
+    static const Multiply multiply = best_multiply();
     float sums[kRows * kColumns] = {};
     for (int64_t p = 0; p < k_; p += kDepth) {
       const float* moved[kRows];

@@ -299,6 +299,7 @@ void Node::read_constants(const ort::KernelInfo* info) {
     in.at[role] = &tensors[role];
   }
   check_presence(present);
+  has_table_ = present[kTable];
   check_inputs(in);
   for (int role = 0; role < kRoles; ++role)
     is_kept_[role] = constant[role] && role != kX && role != kCodes && role != kZeroPoints && role != kScales &&
@@ -400,7 +401,7 @@ Tensor Node::output_of(const Tensor& x, int64_t n) const {
     const int64_t size = x.shape[2 + i], reach = g.dilation[i] * (g.kernel[i] - 1) + 1;
     if (size < 0) continue;
     if (size + 2 * g.padding[i] < reach)
-      fail(COMPRESS_INVALID, "a kernel that reaches %lld does not fit into x %s", (long long)reach, describe(x).c_str());
+      fail(COMPRESS_INVALID, "x %s is smaller than a kernel that reaches %lld", describe(x).c_str(), (long long)reach);
     y.shape[2 + i] = (size + 2 * g.padding[i] - reach) / g.stride[i] + 1;
   }
   return y;
@@ -424,11 +425,12 @@ void Node::check_weight(const Inputs& in, int64_t k) const {
   need_type(in, kScales, {ort::kFloat, ort::kFloat16, ort::kFloat8E4M3, ort::kUint8});
   need_shape(in, kTable, {int64_t(1) << a.bits});
   need_shape(in, kCodes, {-1, k < 0 ? -1 : blocks_of(k, a.block_size), (a.block_size * a.bits + 7) / 8});
-  if (in[kGlobalScale] && in[kGlobalScale]->data && in[kGlobalScale]->count() != 1)
-    refuse_shape(kGlobalScale, *in[kGlobalScale], "one number is needed");
+  if (const Tensor* global = in[kGlobalScale])
+    for (size_t i = 0; i < global->rank; ++i)
+      if (global->shape[i] >= 0 && global->shape[i] != 1) refuse_shape(kGlobalScale, *global, "one number is needed");
   const Tensor* scales = in[kScales];
-  if (a.mode == COMPRESS_MODE_FOLDED && a.bits > kMostFoldedBits)
-    if (in[kTable] || (scales && scales->rank == 2 && scales->shape[1] > 1))
+  if (a.mode == COMPRESS_MODE_FOLDED && a.bits > kMostFoldedBits && !has_table_)
+    if (scales && scales->rank == 2 && scales->shape[1] > 1)
       fail(COMPRESS_INVALID, "weights of %lld bits cannot be folded into an int8 panel: use mode exact",
            (long long)a.bits);
   if (!in[kCodes] || in[kCodes]->shape[0] < 0 || in[kCodes]->shape[1] < 0) return;

@@ -110,6 +110,7 @@ class Node {
   Attributes attributes_;
   std::string title_;
   Execution how_;
+  bool has_table_ = false;
   std::vector<float> kept_[kRoles];  // constant inputs that are not float32, as float32
   bool is_kept_[kRoles] = {};
 };

@@ -28,7 +28,6 @@ bool CodeRows::scaled(int64_t channel) const {
 void CodeRows::decode(int64_t channel, int8_t* values, float* scales) const {
   const bool with_scales = scaled(channel);
   const float largest = codes_.folds() ? codes_.channel_scale(channel) : 0.0f;
-  const float whole_unit = codes_.unit() > 0.0f ? codes_.unit() : codes_.folded_unit();
   // Codes are read where their values go; each is replaced in place.
   codes_.unpack_bytes(channel, 0, k_, reinterpret_cast<uint8_t*>(values));
   const int64_t stretch = codes_.stretch();
@@ -36,7 +35,7 @@ void CodeRows::decode(int64_t channel, int8_t* values, float* scales) const {
     const float scale = codes_.scale(channel, block);
     const bool folded = codes_.folds() && !(scale / largest < WeightCodes::kSmallestRatio);
     decode_stretch(channel, block, folded, largest, std::min(stretch, k_ - k), values + k);
-    if (with_scales || block == 0) scales[block] = folded ? largest * codes_.folded_unit() : scale * whole_unit;
+    if (with_scales || block == 0) scales[block] = folded ? largest * codes_.folded_unit() : scale * codes_.unit();
   }
 }
 
@@ -51,9 +50,9 @@ void CodeRows::decode_stretch(int64_t channel, int64_t block, bool folded, float
   }
   float table[256];
   int8_t entries[256];
-  if (folded || codes_.unit() == 0.0f) {
+  if (folded) {
     codes_.values(zero, table);
-    const float factor = codes_.fold_factor(folded ? codes_.scale(channel, block) / largest : 1.0f);
+    const float factor = codes_.fold_factor(codes_.scale(channel, block) / largest);
     for (int code = 0; code < 1 << w.bits; ++code) table[code] *= factor;
   } else {
     codes_.whole_values(zero, table);

@@ -96,25 +96,25 @@ void place_channel(const Tile& t, const float* x, const Geometry& g, const compr
 void quantize_images(const Tile& t, const float* x, const Geometry& g, const compress_options& options, Image& image,
                      std::atomic<bool>& failed, const compress_runner* runner) {
   const int64_t count = g.height * g.width, planes = g.batch * g.channels;
-  if (!options.act_scale) {
-    std::vector<float> most(size_t(planes), 0.0f);
-    parallel_for(runner, size_t(planes), [&](size_t plane) {
-      most[plane] = t.largest(x + int64_t(plane) * count, nullptr, size_t(count));
-      if (options.smooth) most[plane] *= std::fabs(options.smooth[int64_t(plane) % g.channels]);
-    });
-    for (int64_t b = 0; b < g.batch; ++b) {
-      float largest = 0.0f;
-      for (int64_t c = 0; c < g.channels; ++c) {
-        const float value = most[size_t(b * g.channels + c)];
-        if (!(value <= largest)) largest = value;  // keeps NaN
-        if (std::isnan(largest)) break;
-      }
-      float scale = largest / options.act_max;
-      if (scale == 0.0f) scale = 1.0f;
-      image.scale[b] = std::isfinite(scale) ? scale : std::nanf("");
+  std::vector<float> most(size_t(planes), 0.0f);
+  parallel_for(runner, size_t(planes), [&](size_t plane) {
+    most[plane] = t.largest(x + int64_t(plane) * count, nullptr, size_t(count));
+    if (options.smooth) most[plane] *= std::fabs(options.smooth[int64_t(plane) % g.channels]);
+  });
+  for (int64_t b = 0; b < g.batch; ++b) {
+    float largest = 0.0f;
+    for (int64_t c = 0; c < g.channels; ++c) {
+      const float value = most[size_t(b * g.channels + c)];
+      if (!(value <= largest)) largest = value;  // keeps NaN
+      if (std::isnan(largest)) break;
     }
-  } else {
-    for (int64_t b = 0; b < g.batch; ++b) image.scale[b] = options.act_scale[options.act_scale_rows > 1 ? b : 0];
+    if (options.act_scale) {  // a NaN spoils the image under a given scale too
+      image.scale[b] = std::isnan(largest) ? largest : options.act_scale[options.act_scale_rows > 1 ? b : 0];
+      continue;
+    }
+    float scale = largest / options.act_max;
+    if (scale == 0.0f) scale = 1.0f;
+    image.scale[b] = std::isfinite(scale) ? scale : std::nanf("");
   }
   for (int64_t b = 0; b < g.batch; ++b) {
     const RowCoding coding = coding_of(image, b, options);
@@ -439,6 +439,7 @@ void convolution(const float* x, const Geometry& g, const WeightRows& weight, co
                  const compress_runner* runner) {
   check_convolution(g, weight, options);
   if (g.batch == 0) return;
+  check_act_rows(options, g.batch);
   const Tile& t = tile();
   thread_local Arena shared;
   Image image(g, options);

@@ -111,7 +111,7 @@ void CodePanels::write_scales(int64_t first, int64_t k0, int64_t length, float* 
     const float largest = codes_.folds() ? codes_.channel_scale(c) : 0.0f;
     for (int64_t k = k0, s = 0; k < k0 + length; k += segment_, ++s) {
       const int64_t block = k / codes_.raw().block_size;
-      float scale = codes_.scale(c, block) * (codes_.unit() > 0.0f ? codes_.unit() : codes_.folded_unit());
+      float scale = codes_.scale(c, block) * codes_.unit();
       if (codes_.folds() && folded_at(c, block, largest)) scale = largest * codes_.folded_unit();
       scales[s * kPanelColumns + column] = scale;
     }
@@ -126,13 +126,11 @@ void CodePanels::fill_table(int64_t c, int64_t block, float* values) const {
     return;
   }
   const float largest = codes_.channel_scale(c);
-  const bool folds = folded_at(c, block, largest);
-  if (!folds && codes_.unit() > 0.0f) {
+  if (!folded_at(c, block, largest)) {
     codes_.whole_values(zero, values);
     return;
   }
-  // A table that is not whole is rounded under its block's own scale where that is far below the channel's.
-  const float factor = codes_.fold_factor(folds ? codes_.scale(c, block) / largest : 1.0f);
+  const float factor = codes_.fold_factor(codes_.scale(c, block) / largest);
   codes_.values(zero, values);
   for (int code = 0; code < 1 << codes_.raw().bits; ++code) values[code] *= factor;
 }
@@ -167,7 +165,6 @@ int CodePanels::write_tables(int64_t first, int64_t k0, int64_t length, uint8_t*
         places[column] = tables + s * 1024 + table_place(column);
       }
       tile_.fold_tables(values, factors, kPanelColumns, places);
-      if (codes_.unit() == 0.0f) continue;
       for (int column = 0; column < kPanelColumns; ++column)
         if (codes_.scale(channel(first, column), block) / largest[column] < WeightCodes::kSmallestRatio)
           tile_.fold_tables(whole, one, 1, &places[column]);

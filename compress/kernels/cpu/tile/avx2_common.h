@@ -68,7 +68,8 @@ struct Products {
                      size_t start_stride, float* c, size_t ldc, bool accumulate, const Scale& scale) {
     if (!accumulate)
       for (int r = 0; r < kRows; ++r) std::memset(c + r * ldc, 0, kPanelColumns * sizeof(float));
-    if (quads > Kernel::kMostQuads) return long_scaled(panel, a, lda, quads, segments, start, start_stride, c, ldc, scale);
+    if (quads > Kernel::kMostQuads)
+      return long_scaled(panel, a, lda, quads, segments, start, start_stride, c, ldc, scale);
     const int at_once = Kernel::kMostQuads / std::max(quads, 1);
     for (int first = 0; first < segments; first += at_once) {
       const int last = std::min(first + at_once, segments);

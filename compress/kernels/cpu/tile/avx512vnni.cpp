@@ -4,6 +4,7 @@
 // with intrinsics, which halves its speed.
 #include <immintrin.h>
 
+#include <cstring>
 #include <initializer_list>
 #include <type_traits>
 
@@ -334,7 +335,7 @@ void expand_bytes(const uint8_t* const* columns, int length, const uint8_t* add,
     __m512i offsets[4];
     for (int j = 0; j < 4; ++j) {
       alignas(64) uint8_t bytes[64];
-      for (int i = 0; i < 64; ++i) bytes[i] = add[16 * group + i / 16 * 4 + j];
+      for (int lane = 0; lane < 4; ++lane) std::memset(bytes + 16 * lane, add[16 * group + 4 * lane + j], 16);
       offsets[j] = _mm512_load_si512(bytes);
     }
     for (int k = 0; k < length; k += 16) {
@@ -673,6 +674,29 @@ void dot_bytes(const uint8_t* const* columns, int count, int64_t k, const int8_t
   });
 }
 
+void accumulate(const float* a, const float* scale, int64_t count, const float* b, size_t ldb, float* y, int columns) {
+  int first = 0;
+  for (; first + kPanelColumns <= columns; first += kPanelColumns) {
+    __m512 sums[4];
+    for (int i = 0; i < 4; ++i) sums[i] = _mm512_loadu_ps(y + first + 16 * i);
+    for (int64_t k = 0; k < count; ++k) {
+      const __m512 value = _mm512_set1_ps(scale ? a[k] * scale[k] : a[k]);
+      const float* row = b + size_t(k) * ldb + first;
+      for (int i = 0; i < 4; ++i) sums[i] = _mm512_fmadd_ps(value, _mm512_loadu_ps(row + 16 * i), sums[i]);
+    }
+    for (int i = 0; i < 4; ++i) _mm512_storeu_ps(y + first + 16 * i, sums[i]);
+  }
+  for (; first < columns; first += 16) {
+    const __mmask16 mask = columns_left(first, columns);
+    __m512 sum = _mm512_maskz_loadu_ps(mask, y + first);
+    for (int64_t k = 0; k < count; ++k) {
+      const __m512 value = _mm512_set1_ps(scale ? a[k] * scale[k] : a[k]);
+      sum = _mm512_fmadd_ps(value, _mm512_maskz_loadu_ps(mask, b + size_t(k) * ldb + first), sum);
+    }
+    _mm512_mask_storeu_ps(y + first, mask, sum);
+  }
+}
+
 int64_t spin(int64_t iterations) {
   asm volatile(
       ".irp r,0,1,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31\n"
@@ -709,7 +733,7 @@ extern const Tile avx512vnni_tile = {
     interleave,
     finish,
     finish_float,
-    portable::accumulate,
+    accumulate,
     portable::add_scaled,
     dot_nibbles,
     dot_nibbles_scaled,

@@ -16,7 +16,8 @@ namespace {
 
 constexpr int kOffset = 128;
 
-// sum + panel * row. Inline assembly because GCC 12 copies and spills the sums of the same loop written with intrinsics.
+// sum + panel * row. Inline assembly because GCC 12 copies and spills the sums of the same loop written with
+// intrinsics.
 inline __m256i add_products(__m256i sum, __m256i panel, __m256i row) {
 #ifdef __AVXVNNI__
   asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(panel), "x"(row));

@@ -23,14 +23,14 @@ bool runs_scalar() { return true; }
 #if defined(__x86_64__)
 
 // __builtin_cpu_supports also asks whether the operating system saves the registers.
-bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+[[maybe_unused]] bool runs_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-bool runs_avxvnni() {
+[[maybe_unused]] bool runs_avxvnni() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return runs_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
 
-bool runs_avx512vnni() {
+[[maybe_unused]] bool runs_avx512vnni() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
@@ -38,7 +38,7 @@ bool runs_avx512vnni() {
 
 #elif defined(__aarch64__)
 
-bool runs_neon_dot() {
+[[maybe_unused]] bool runs_neon_dot() {
 #if defined(__linux__)
   constexpr unsigned long dot_product = 1ul << 20;  // HWCAP_ASIMDDP
   return getauxval(AT_HWCAP) & dot_product;

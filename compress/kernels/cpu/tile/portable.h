@@ -1,5 +1,5 @@
 // The tile in portable C++: the scalar tile, and the parts that compilers vectorize well enough under each instruction
-// set's own flags. Everything is in an anonymous namespace because each file that includes this compiles it differently.
+// set's own flags. Everything is in an anonymous namespace because each file that includes this compiles it its way.
 #pragma once
 
 #include <algorithm>
@@ -150,7 +150,8 @@ inline void fold_tables(const float* values, const float* factors, int count, ui
 
 inline void expand_vectors(const uint8_t* const* columns, int quads, const uint32_t* book, uint8_t* panel) {
   for (int q = 0; q < quads; ++q)
-    for (int c = 0; c < kPanelColumns; ++c) std::memcpy(panel + size_t(q) * kQuadBytes + c * kQuad, &book[columns[c][q]], 4);
+    for (int c = 0; c < kPanelColumns; ++c)
+      std::memcpy(panel + size_t(q) * kQuadBytes + c * kQuad, &book[columns[c][q]], 4);
 }
 
 template <int offset>
@@ -176,8 +177,8 @@ inline float multiply_add(float a, float b, float c) {
 #endif
 }
 
-// exp(x) for -87 <= x <= 88, relative error below 1e-6: 2^n * p(r) with r = x - n log 2, p a Taylor polynomial of degree
-// 7 on |r| <= 0.35.
+// exp(x) for -87 <= x <= 88, relative error below 1e-6: 2^n * p(r) with r = x - n log 2, p a Taylor polynomial of
+// degree 7 on |r| <= 0.35.
 inline float exponential(float x) {
   const float n = nearest(x * 1.44269504f);
   const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // log 2 in two parts: n * the first is exact

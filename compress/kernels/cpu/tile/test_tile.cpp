@@ -116,8 +116,8 @@ void test_multiply_scaled(const Tile& t, Random& random, bool row_scaled) {
         if (accumulate) fill_real(c, random, -1e5f, 1e5f);
         std::copy(c.begin(), c.end(), before.begin());
         if (row_scaled)
-          t.multiply_row_scaled(panel.data(), a.data(), lda, quads, segments, start.data(), stride, scales.data(), stride,
-                                c.data(), ldc, accumulate);
+          t.multiply_row_scaled(panel.data(), a.data(), lda, quads, segments, start.data(), stride, scales.data(),
+                                stride, c.data(), ldc, accumulate);
         else
           t.multiply_scaled(panel.data(), a.data(), lda, quads, segments, start.data(), stride, scales.data(), c.data(),
                             ldc, accumulate);
@@ -367,8 +367,8 @@ void check_finish(const Tile& t, Random& random, int chosen, Activation activati
       const double want = activated(value, activation) + rest;
       const double own = activation == Activation::none ? 0.0 : 2e-6 * (1.0 + std::fabs(want));
       CHECK(std::fabs(y[i] - want) <= own + 8.0 * kEpsilon * (size + std::fabs(rest)),
-            "%s %s, inputs %d, activation %d: y[%zu of %d] is %.9g, not %.9g", t.name, whole ? "finish" : "finish_float",
-            chosen, int(activation), i, count, y[i], want);
+            "%s %s, inputs %d, activation %d: y[%zu of %d] is %.9g, not %.9g", t.name,
+            whole ? "finish" : "finish_float", chosen, int(activation), i, count, y[i], want);
     }
   }
 }
@@ -401,7 +401,8 @@ void test_activations(const Tile& t) {
       t.finish_float(x.data(), how, y.data(), 3);
       CHECK(y[0] == large, "%s activation %d of %g is %g", t.name, int(activation), large, y[0]);
       if (activation != Activation::none)
-        CHECK(std::fabs(y[1]) <= 3e-38 * large + 1e-30, "%s activation %d of -%g is %g", t.name, int(activation), large, y[1]);
+        CHECK(std::fabs(y[1]) <= 3e-38 * large + 1e-30, "%s activation %d of -%g is %g", t.name, int(activation), large,
+              y[1]);
       CHECK(std::isnan(y[2]), "%s activation %d of NaN is %g", t.name, int(activation), y[2]);
     }
   }
@@ -424,8 +425,8 @@ void test_accumulate(const Tile& t, Random& random) {
             want += term;
             size += std::fabs(term);
           }
-          CHECK(std::fabs(y[c] - want) <= (count + 3) * kEpsilon * size, "%s accumulate %d: y[%zu of %d] is %.9g, not %.9g",
-                t.name, count, c, columns, y[c], want);
+          CHECK(std::fabs(y[c] - want) <= (count + 3) * kEpsilon * size,
+                "%s accumulate %d: y[%zu of %d] is %.9g, not %.9g", t.name, count, c, columns, y[c], want);
         }
       }
 }

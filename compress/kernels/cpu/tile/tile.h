@@ -74,8 +74,8 @@ struct Tile {
   // Largest magnitude of x * smooth (smooth may be null); NaN if there is one.
   float (*largest)(const float* x, const float* smooth, size_t count);
 
-  // Codes of a row, and zeros from `count` to `padded`. `sums` gets the sum of the codes of each `segment` positions
-  // (a multiple of 16); one segment of the whole row when segment >= padded.
+  // Codes of a row, and zeros from `count` to `padded`, a multiple of 16. `sums` gets the sum of the codes of each
+  // `segment` positions (a multiple of 16); one segment of the whole row when segment >= padded.
   void (*encode)(const float* x, const float* smooth, size_t count, size_t padded, const RowCoding& coding,
                  int8_t* codes, size_t segment, int32_t* sums);
 

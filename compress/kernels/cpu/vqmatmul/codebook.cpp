@@ -24,7 +24,7 @@ Codebook::Codebook(const compress_vectors& weight, int offset) : weight_(weight)
   if (w.scale_rows != 1 && w.scale_rows != w.n)
     fail(COMPRESS_INVALID, "%lld scales for %lld channels", Long(w.scale_rows), Long(w.n));
   if (w.mode != COMPRESS_MODE_EXACT && w.mode != COMPRESS_MODE_FOLDED) fail(COMPRESS_INVALID, "mode %d", w.mode);
-  if (!w.codebook) fail(COMPRESS_INVALID, "no codebook");
+  if (!w.codes || !w.codebook || !w.scales) fail(COMPRESS_INVALID, "no codes, no codebook or no scales");
   row_bytes_ = size_t(((w.k + w.d - 1) / w.d * w.bits + 7) / 8);
   const size_t values = (size_t(1) << w.bits) * size_t(w.d);
   entries_.resize(values);
