@@ -6,8 +6,8 @@
     prediction, = session.run(None, {"sample": ..., "timestep": ..., "class_labels": ...})
 
 Exported files hold our low-bit operators and, for each, a function in standard ONNX: onnxruntime from 1.27 on runs
-them without this package (earlier versions mix up functions of one name). This release opens a stock session, which
-runs those functions.
+them without this package (earlier versions mix up functions of one name). A session from here runs our C++ operators
+instead, where this installation has them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["session"]
 
 
-def session(path: Path | str, *, threads: int | None = None) -> InferenceSession:
+def session(path: Path | str, *, threads: int | None = None, kernels: bool = True) -> InferenceSession:
     """An `onnxruntime.InferenceSession` of a model file, or of the folder that an export wrote.
 
-    `threads` is the number of threads within an operator, onnxruntime's choice when None.
+    `threads` is the number of threads within an operator, onnxruntime's choice when None. `kernels=False` opens a stock
+    session, which runs the functions in the file; so does an installation without kernels, which logs it once.
 
     Raises:
-        InputError: there is no such file. ExportError: onnxruntime refuses it.
+        InputError: there is no such file. ExportError: onnxruntime refuses it. RunError: there are no kernels, and
+            COMPRESS_REQUIRE_KERNELS wants them.
     """
-    return open_session(path, threads=threads)
+    return open_session(path, threads=threads, kernels=kernels)

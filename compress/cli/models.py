@@ -110,11 +110,14 @@ def export(
     artefact: Annotated[str, typer.Argument(help="A checkpoint folder, or any model source.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the ONNX model.")] = Path("onnx"),
     opset: Annotated[int, typer.Option("--opset", min=21, max=25)] = 21,
+    operators: Annotated[
+        str, typer.Option("--operators", help="compress, or stock: only what a stock onnxruntime has.")
+    ] = "compress",
 ) -> int:
-    """Write ONNX of a checkpoint's denoiser: low-bit operators with their meaning embedded."""
+    """Write ONNX of a checkpoint's denoiser: low-bit operators with their meaning embedded, or stock operators."""
     from compress.engine.artefact import export_artefact
 
-    result = export_artefact(artefact, output, opset)
+    result = export_artefact(artefact, output, opset, operators)
     nodes = ", ".join(f"{count} {name}" for name, count in result.nodes_by_operator.items())
     print(f"{result.path}: {size_text(result.bytes)}, {nodes}")
     return 0

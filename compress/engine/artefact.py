@@ -200,7 +200,7 @@ def _measure(
     return report
 
 
-def export_artefact(name: str, output: Path, opset: int) -> Any:
+def export_artefact(name: str, output: Path, opset: int, operators: str = "compress") -> Any:
     """Write ONNX of an artefact's denoiser below `output`; returns the exporter's result."""
     from compress.export.onnx_export import export_denoiser
 
@@ -212,7 +212,7 @@ def export_artefact(name: str, output: Path, opset: int) -> Any:
     for folder in (partial, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        result = export_denoiser(adapter, adapter.load(), partial, opset=opset)
+        result = export_denoiser(adapter, adapter.load(), partial, opset=opset, operators=operators)
         if final.exists():
             os.rename(final, old)
         os.rename(partial, final)

@@ -202,7 +202,12 @@ class Run:
             self.progress.note("export: ONNX")
             adapter = open_adapter(resolve(str(checkpoint)))
             result = export_denoiser(
-                adapter, adapter.load(), folder / component_name(self.original.source), opset=settings.opset
+                adapter,
+                adapter.load(),
+                folder / component_name(self.original.source),
+                opset=settings.opset,
+                operators=settings.operators,
+                fuse=settings.fuse,
             )
             return {"facts": {"nodes": result.nodes_by_operator, "bytes": result.bytes}}
 

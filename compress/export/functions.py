@@ -34,7 +34,7 @@ def embed_functions(model: Any, opset: int) -> Embedded:
     counts: Counter[str] = Counter()
     for node in operator_nodes(model):
         try:
-            variant = variant_of(_BY_NAME[node.op_type], node_attributes(node), _node_inputs(node))
+            variant = variant_of(_BY_NAME[node.op_type], node_attributes(node), node_inputs(node))
             if variant.overload not in variants:
                 proto = function_for(variant, opset)
                 function = onnx_ir.serde.deserialize_function(proto)
@@ -54,12 +54,18 @@ def operator_nodes(model: Any) -> Iterator[Any]:
     return (node for node in model.graph.all_nodes() if node.domain == DOMAIN)
 
 
+def operator_of(node: Any) -> Operator:
+    """The operator that a node of our domain calls."""
+    return _BY_NAME[node.op_type]
+
+
 def node_attributes(node: Any) -> dict[str, Any]:
     """Attributes of an `onnx_ir.Node` as plain values."""
     return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
-def _node_inputs(node: Any) -> dict[str, TensorFacts]:
+def node_inputs(node: Any) -> dict[str, TensorFacts]:
+    """Type and shape of the present inputs of an operator node, by name. ExportError where one is unknown."""
     names = [tensor.name for tensor in _BY_NAME[node.op_type].inputs]
     return {n: _facts(n, value) for n, value in zip(names, node.inputs, strict=False) if value is not None}
 
@@ -67,7 +73,10 @@ def _node_inputs(node: Any) -> dict[str, TensorFacts]:
 def _facts(name: str, value: Any) -> TensorFacts:
     if value.shape is None or value.dtype is None:
         raise ExportError(f"the shape of {name} is unknown", hint="please report this model")
-    return TensorFacts(str(value.dtype.numpy()), tuple(e if isinstance(e, int) else None for e in value.shape))
+    shape = tuple(e if isinstance(e, int) else None for e in value.shape)
+    constant = value.const_value if name == "table" else None
+    values = None if constant is None else tuple(map(float, constant.numpy()))
+    return TensorFacts(str(value.dtype.numpy()), shape, values)
 
 
 def layer_of(node: Any) -> str:
@@ -76,6 +85,11 @@ def layer_of(node: Any) -> str:
     names = [] if scopes is None else [name for name in scopes.strip("[]").replace("'", "").split(", ") if name]
     inner = [name for name in names[:-1] if name]  # the last one is the call itself
     return _without_prefix(inner[-1]) if inner else str(node.name)
+
+
+def name_layer(node: Any, layer: str) -> None:
+    """Make `layer_of` say `layer`."""
+    node.metadata_props[_SCOPES] = str([layer, node.op_type])
 
 
 def make_anonymous(model: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,9 @@ from torch import nn
 
 from compress.errors import ExportError, OutputError
 from compress.export.functions import Embedded, check_functions, embed_functions, make_anonymous
+from compress.export.fusions import fuse as fuse_operators
 from compress.export.manifest import describe, write_companions
+from compress.export.stock import LayerNote, inline_stock
 from compress.export.trace import OUTPUT, Traced, quiet_exporter, trace_denoiser
 from compress.kernels.onnx_functions import OPSETS
 from compress.models.adapter import Adapter
@@ -22,6 +24,7 @@ MODEL_FILE: Final = "model.onnx"
 DATA_FILE: Final = "model.onnx.data"
 EXTERNAL_ABOVE: Final = 2**31 - 2**26
 """Bytes of weights from which they go to a file of their own: a protobuf holds less than 2 GiB, graph included."""
+OPERATOR_SETS: Final = ("compress", "stock")
 _INLINE_BELOW = 1024  # onnxruntime must find small tensors (shapes) in the model file itself
 
 Progress = Callable[[str], None]
@@ -34,14 +37,18 @@ class ExportResult:
     Attributes:
         path: the model file.
         functions: overload names of the embedded functions, sorted.
-        nodes_by_operator: nodes of our domain by ONNX name.
+        nodes_by_operator: nodes of our domain by ONNX name; with stock operators, layers by what multiplies in them.
         bytes: of the model file, and the data file if there is one.
+        fused: how often each rule of `fusions.RULES` was used; empty when the export did not fuse.
+        layers: with stock operators, what each layer became; else empty.
     """
 
     path: Path
     functions: tuple[str, ...]
     nodes_by_operator: dict[str, int]
     bytes: int
+    fused: dict[str, int] = field(default_factory=dict)
+    layers: tuple[LayerNote, ...] = ()
 
 
 def export_denoiser(
@@ -51,6 +58,7 @@ def export_denoiser(
     *,
     opset: int = 21,
     operators: str = "compress",
+    fuse: bool = True,
     progress: Progress | None = None,
     external_above: int = EXTERNAL_ABOVE,
 ) -> ExportResult:
@@ -58,8 +66,9 @@ def export_denoiser(
 
     Inputs of the file are `sample` `[batch, c, h, w]`, `timestep` `[batch]` and the conditions in alphabetic order, its
     output is `prediction` (learned sigmas cut off). Height and width are the model's native ones. Layers that call
-    `torch.ops.compress` become nodes of domain `compress`, everything else becomes standard ONNX. Weights of more than
-    `external_above` bytes go to `model.onnx.data`. `progress` is told what happens.
+    `torch.ops.compress` become nodes of domain `compress`, or with `operators` "stock" what a stock onnxruntime has for
+    them (see `stock.py`); everything else becomes standard ONNX. Weights of more than `external_above` bytes go to
+    `model.onnx.data`. With `fuse`, what surrounds those nodes moves into them. `progress` is told what happens.
 
     Raises:
         ExportError: torch cannot trace the model, a layer has no ONNX form, or the result is not valid ONNX.
@@ -71,19 +80,22 @@ def export_denoiser(
     traced = trace_denoiser(adapter, model)
     tell("translating to ONNX")
     graph = _translate(traced, opset)
-    embedded = embed_functions(graph, opset)
+    fused = fuse_operators(graph) if fuse else {}
+    embedded, layers = inline_stock(graph, opset) if operators == "stock" else (embed_functions(graph, opset), ())
     _check_extents(graph)
     make_anonymous(graph)
-    facts = describe(adapter, traced, opset=opset, operators=operators)
+    facts = describe(adapter, traced, opset=opset, operators=operators) | {"fused": fused}
+    if operators == "stock":
+        facts |= {"function_domain": {}, "layers": [note.as_dict() for note in layers]}
     graph.producer_name, graph.producer_version = "compress", metadata.version("compress")
     graph.metadata_props["compress"] = json.dumps(facts, sort_keys=True)
     tell("writing")
-    return _write(adapter, graph, facts, embedded, Path(path), external_above)
+    return replace(_write(adapter, graph, facts, embedded, Path(path), external_above), fused=fused, layers=layers)
 
 
 def _check(model: nn.Module, opset: int, operators: str) -> None:
-    if operators != "compress":
-        raise ExportError(f"operators {operators!r} cannot be exported", hint="use operators: compress")
+    if operators not in OPERATOR_SETS:
+        raise ExportError(f"operators {operators!r} cannot be exported", hint=f"use {' or '.join(OPERATOR_SETS)}")
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ExportError(f"opset {opset} is not supported", hint=f"use {OPSETS[0]} to {OPSETS[1]}")
     if model.training:

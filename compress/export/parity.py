@@ -1,9 +1,15 @@
 """Whether an exported denoiser computes what its checkpoint computes (ARCHITECTURE section 4, "Parity, defined once").
 
-Two measures. (a) Every operator call of one torch forward is run again, on the very same input, as the embedded
-function in a stock onnxruntime session: at most 1e-5 apart. (b) One forward of the whole exported file: at most half of
-the model's own quantization noise apart. Free-running models cannot be held to (a), since one rounding that falls the
-other way changes every later layer.
+Two measures. (a) Every operator call of one torch forward is run again, on the very same input, as the file's own node
+(with what was fused into it) by its embedded function in a stock onnxruntime session: at most 1e-5 apart. (b) One
+forward of the whole exported file: at most half of the model's own quantization noise apart. Free-running models cannot
+be held to (a), since one rounding that falls the other way changes every later layer.
+
+Where our kernels are installed, (a) and (b) are measured a second time with them registered.
+
+A file of stock operators is held to the same, call by call, as what the layer became. Where that rounds activations in
+other groups than the checkpoint (MatMulNBits at accuracy level 4), no call can be equal: it may be `ROUNDING_SHARE` of
+what rounding the activations costs the call itself.
 """
 
 from __future__ import annotations
@@ -19,27 +25,35 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.errors import ExportError
+from compress.export.file_nodes import FileNodes
 from compress.export.manifest import read_manifest
-from compress.export.session import OnnxDenoiser, open_session
+from compress.export.session import OnnxDenoiser, kernels_available, open_session
+from compress.export.stock import LayerNote, stock_model
 from compress.kernels.onnx_single import single_node_model
 from compress.kernels.schema import OPERATORS, Operator
 from compress.models.adapter import Adapter, DenoiserInputs
 
 OPERATOR_LIMIT: Final = 1e-5
 NOISE_SHARE: Final = 0.5
+ROUNDING_SHARE: Final = 1.5
+"""Two roundings of one tensor that know nothing of each other are sqrt(2) apart of what each of them costs."""
 
 
 @dataclass(frozen=True)
 class OperatorParity:
-    """One operator call: the layer's name, the ONNX operator, and ||onnx - torch|| / ||torch|| of its output."""
+    """One operator call: the layer's name, the ONNX operator, and ||onnx - torch|| / ||torch|| of its output.
+
+    `limit` is what that error may be.
+    """
 
     layer: str
     operator: str
     error: float
+    limit: float = OPERATOR_LIMIT
 
     @property
     def passed(self) -> bool:
-        return self.error <= OPERATOR_LIMIT
+        return self.error <= self.limit
 
 
 @dataclass(frozen=True)
@@ -50,16 +64,25 @@ class Parity:
         operators: every operator call of the forward, in order.
         onnx_error: ||onnx - checkpoint|| / ||checkpoint|| of one forward.
         quantization_noise: ||checkpoint - original|| / ||original|| on the same inputs; None without an original.
+        kernel_operators: every operator call by our kernels; empty without them.
+        kernel_error: `onnx_error` with our kernels; None without them.
     """
 
     operators: tuple[OperatorParity, ...]
     onnx_error: float
     quantization_noise: float | None
+    kernel_operators: tuple[OperatorParity, ...] = ()
+    kernel_error: float | None = None
 
     @property
     def worst_operator(self) -> OperatorParity | None:
-        """The call that is furthest apart; None for a model without operators of ours."""
-        return max(self.operators, key=lambda call: call.error, default=None)
+        """The call that is furthest apart by its limit; None for a model without operators of ours."""
+        return _worst(self.operators)
+
+    @property
+    def worst_kernel(self) -> OperatorParity | None:
+        """The same with our kernels; None without them."""
+        return _worst(self.kernel_operators)
 
     @property
     def limit(self) -> float | None:
@@ -69,7 +92,13 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether every measure keeps its limit."""
-        return all(call.passed for call in self.operators) and (self.limit is None or self.onnx_error <= self.limit)
+        calls = (*self.operators, *self.kernel_operators)
+        forwards = (self.onnx_error, self.kernel_error or 0.0)
+        return all(call.passed for call in calls) and (self.limit is None or max(forwards) <= self.limit)
+
+
+def _worst(calls: tuple[OperatorParity, ...]) -> OperatorParity | None:
+    return max(calls, key=lambda call: call.error / call.limit, default=None)
 
 
 def check_parity(
@@ -88,22 +117,43 @@ def check_parity(
     Raises:
         ExportError: the folder is not an export, or a layer has no ONNX form.
     """
-    opset = int(read_manifest(Path(folder))["opset"])
+    manifest = read_manifest(Path(folder))
+    opset, stock = int(manifest["opset"]), manifest["operators"] == "stock"
     calls: list[OperatorParity] = []
+    by_kernels: list[OperatorParity] = []
+    kernels = not stock and kernels_available()
+    nodes = FileNodes(Path(folder))
 
     def compare(layer: str, call: _Call, y: Tensor) -> None:
-        found = _run_single(layer, call, opset, threads)
-        calls.append(OperatorParity(layer, call.operator.onnx_name, relative_error(found, y)))
+        written = nodes.find(call.tensors, y)
+        if written is not None:
+            call, y = _Call(call.operator, written.tensors, written.attributes), written.expected
+        single, note = _single_model(layer, call, opset, stock)
+
+        def error(kernels: bool) -> float:
+            found = _run_single(single, call, threads, kernels)
+            return relative_error(found if written is None else found[..., written.rows], y)
+
+        name, limit = call.operator.onnx_name, OPERATOR_LIMIT
+        if note is not None:
+            name = f"{name} as {note.operator}"
+            limit += 0.0 if note.exact else ROUNDING_SHARE * _rounding_cost(call, y)
+        calls.append(OperatorParity(layer, name, error(kernels=False), limit))
+        if kernels:
+            by_kernels.append(OperatorParity(layer, name, error(kernels=True), limit))
 
     with torch.no_grad(), _layer_names(model) as current, _recorder(current, compare):
         expected = adapter.denoise(model, *inputs)
-    found = OnnxDenoiser(folder, threads=threads)(*inputs)
+    forwards = [
+        relative_error(OnnxDenoiser(folder, threads=threads, kernels=registered)(*inputs), expected)
+        for registered in ((False, True) if kernels else (False,))
+    ]
     noise = None
     if original is not None:
         with torch.no_grad():
             reference = adapter.denoise(original, *inputs)
         noise = relative_error(expected, reference)
-    return Parity(tuple(calls), relative_error(found, expected), noise)
+    return Parity(tuple(calls), forwards[0], noise, tuple(by_kernels), forwards[1] if kernels else None)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -120,15 +170,30 @@ class _Call(NamedTuple):
     attributes: dict[str, Any]
 
 
-def _run_single(layer: str, call: _Call, opset: int, threads: int | None) -> Tensor:
-    """The call's function in a stock session with default options, as the exported file would run it."""
+def _single_model(layer: str, call: _Call, opset: int, stock: bool) -> tuple[Any, LayerNote | None]:
+    """The call as the exported file would run it: its function, or with `stock` what it becomes there (with a note)."""
+    note = None
     try:
         model = single_node_model(call.operator, call.tensors, call.attributes, opset)
+        if stock:
+            model, (note,) = stock_model(model, opset)
     except ExportError as error:
         raise ExportError(error.message, where=layer, hint=error.hint) from error
-    session = open_session(model.SerializeToString(), threads=threads)
+    return model, note
+
+
+def _run_single(model: Any, call: _Call, threads: int | None, kernels: bool) -> Tensor:
+    """Output of the call in a session with default options, or one with our kernels."""
+    session = open_session(model.SerializeToString(), threads=threads, kernels=kernels)
     (y,) = session.run(None, {"x": call.tensors["x"].detach().cpu().contiguous().numpy()})
     return torch.from_numpy(y)
+
+
+def _rounding_cost(call: _Call, y: Tensor) -> float:
+    """Relative change of the output y when activations are not rounded, nor scales folded."""
+    tensors = {name: value for name, value in call.tensors.items() if not name.startswith("act_")}
+    attributes = call.attributes | {"act_format": "none", "act_group": 0, "mode": "exact"}
+    return relative_error(getattr(torch.ops.compress, call.operator.name)(**tensors, **attributes), y)
 
 
 def _recorder(current: list[str], compare: Callable[[str, _Call, Tensor], None]) -> Any:

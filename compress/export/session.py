@@ -2,43 +2,93 @@
 
 from __future__ import annotations
 
+import logging
+import platform
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compress.errors import ExportError, InputError
+from compress.errors import CompressError, ExportError, InputError
 from compress.export.manifest import read_manifest
+from compress.kernels import cpu_library
 
+_CPUINFO = Path("/proc/cpuinfo")
 _ERRORS_ONLY = 3
+_THREADS_ENTRY = "compress.threads"  # read by the library, cpu/onnxruntime/register.cpp
+_LOG = logging.getLogger(__name__)
 
 
-def open_session(model: Path | str | bytes, *, threads: int | None = None, spinning: bool = True) -> Any:
-    """A stock `onnxruntime.InferenceSession` (CPU) of a model file, of the folder that holds it, or of a model's bytes.
+def open_session(
+    model: Path | str | bytes, *, threads: int | None = None, spinning: bool = True, kernels: bool = False
+) -> Any:
+    """An `onnxruntime.InferenceSession` (CPU) of a model file, of the folder that holds it, or of a model's bytes.
 
     `threads` is the number of threads within an operator, onnxruntime's choice when None. `spinning` (its default) lets
-    idle threads wait busily, which takes their cores from whatever else runs between two calls.
+    idle threads wait busily, which takes their cores from whatever else runs between two calls. `kernels` registers our
+    operators where their library is installed, and logs once where it is not; without them the functions run that the
+    file holds.
 
     Raises:
-        InputError: there is no such file. ExportError: onnxruntime refuses it; carries the reason.
+        InputError: there is no such file. ExportError: onnxruntime refuses it; carries the reason. RunError: there is
+            no library, and COMPRESS_REQUIRE_KERNELS wants one.
     """
     import onnxruntime
 
     content = model if isinstance(model, bytes) else str(_model_file(Path(model)))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    if _bytes_saturate():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
+        if kernels:
+            _register(options, threads)
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except CompressError:
+        raise
     except Exception as error:  # pybind types without a common base
         reason = str(error).strip().splitlines()[0]
         where = None if isinstance(model, bytes) else str(model)
         raise ExportError(f"onnxruntime cannot open it: {reason}", where=where) from error
+
+
+def kernels_available() -> bool:
+    """Whether a session with `kernels` runs our operators, not the functions in the file."""
+    return cpu_library.library() is not None
+
+
+def _register(options: Any, threads: int | None) -> None:
+    if cpu_library.required():
+        cpu_library.the_library()
+    if not kernels_available():
+        _announce_functions()
+        return
+    if threads is not None:
+        options.add_session_config_entry(_THREADS_ENTRY, str(threads))
+    options.register_custom_ops_library(str(cpu_library.PATH))
+
+
+@cache
+def _announce_functions() -> None:
+    _LOG.warning(f"no CPU kernels, low-bit ONNX operators run as standard ones, slower: {cpu_library.reason()}")
+
+
+@cache
+def _bytes_saturate() -> bool:
+    """Whether products of bytes and int8 weights saturate: on x86 without VNNI, or where that cannot be told.
+
+    onnxruntime then makes such weights uint8 if asked to, which is exact, and slower where it is not needed.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not (_CPUINFO.is_file() and "vnni" in _CPUINFO.read_text(encoding="utf8", errors="replace"))
 
 
 def _model_file(path: Path) -> Path:
@@ -51,13 +101,16 @@ def _model_file(path: Path) -> Path:
 class OnnxDenoiser:
     """An exported denoiser, called as `Denoise`: `(sample [b, c, h, w], t [b], condition) -> prediction`.
 
-    Batches above the file's bound run in pieces. Tensors share memory with onnxruntime where types agree.
+    Batches above the file's bound run in pieces. Tensors share memory with onnxruntime where types agree. `kernels` as
+    in `open_session`.
     """
 
-    def __init__(self, folder: Path | str, *, threads: int | None = None, spinning: bool = True) -> None:
+    def __init__(
+        self, folder: Path | str, *, threads: int | None = None, spinning: bool = True, kernels: bool = True
+    ) -> None:
         folder = Path(folder)
         folder = folder.parent if folder.is_file() else folder
-        self.session = open_session(folder, threads=threads, spinning=spinning)
+        self.session = open_session(folder, threads=threads, spinning=spinning, kernels=kernels)
         self.manifest = read_manifest(folder)
         self.largest_batch: int | None = self.manifest["largest_batch"]
         self._inputs = {entry["name"]: getattr(torch, entry["dtype"]) for entry in self.manifest["inputs"]}

@@ -10,10 +10,15 @@ from compress.config import Config
 
 
 class Onnx(Config):
-    """ONNX through torch.export, with low-bit operators that carry their own meaning as embedded functions."""
+    """ONNX through torch.export.
 
-    operators: Literal["compress"] = Field("compress", description="Operator set of the quantized layers.")
+    `operators: compress` writes low-bit operators that carry their own meaning as embedded functions; `stock` writes
+    operators of a stock onnxruntime, and notes what they cannot express.
+    """
+
+    operators: Literal["compress", "stock"] = Field("compress", description="Operator set of the quantized layers.")
     opset: int = Field(21, ge=21, le=25, description="ONNX opset of the standard operators.")
+    fuse: bool = Field(True, description="Move bias, activation, residual and shared inputs into the operators.")
 
 
 class Export(Config):

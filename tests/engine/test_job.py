@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -205,6 +206,17 @@ def test_onnx_is_exported_measured_and_in_parity(recipe_file, tmp_path: Path) ->
             assert metric is not None, (name, artefact)
             assert metric.value > 0
     assert report.find("bops", "checkpoint").value < report.find("bops", "reference").value
+
+
+def test_onnx_with_stock_operators_says_what_layers_became(recipe_file, tmp_path: Path) -> None:
+    report = run(recipe_file(export={"onnx": {"operators": "stock"}}, evaluate=[]), output=tmp_path / "out").report
+    parity = next(table for table in report.tables if table.title == "ONNX parity")
+    assert "Kept." in parity.note
+    became = next(table for table in report.tables if table.title == "ONNX with stock operators")
+    facts = json.loads((tmp_path / "out" / "onnx" / "transformer" / "export.json").read_text())
+    assert sum(int(row[1]) for row in became.rows) == len(facts["layers"]) > 10
+    stage = next(stage for stage in report.stages if stage.kind == "export")
+    assert sum(count for name, count in stage.facts.items() if name.endswith(" nodes")) == len(facts["layers"])
 
 
 def test_a_checkpoint_can_be_measured_and_exported_later(recipe_file, tmp_path: Path, dit_folder: Path) -> None:

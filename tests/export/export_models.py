@@ -22,6 +22,9 @@ SPECS = (
     LayerSpec(WeightSpec("int4", "group", 8, symmetric=False), ActivationSpec("int8", "dynamic")),
     LayerSpec(WeightSpec("fp4_e2m1", "group", 8, scale_dtype="float16")),
     LayerSpec(WeightSpec("int3", "channel"), ActivationSpec("int8", "static", symmetric=False)),
+    LayerSpec(WeightSpec("nf4"), ActivationSpec("int8", "dynamic"), "folded"),
+    LayerSpec(WeightSpec.natural("mxfp4"), ActivationSpec("int8", "dynamic")),
+    LayerSpec(WeightSpec.natural("nvfp4"), None, "folded"),
 )
 
 
@@ -113,7 +116,7 @@ class Squeezing(nn.Module):
 
 
 class Folded(nn.Module):
-    """A layer in a mode that has no ONNX function."""
+    """A layer that cannot be folded, which shows when its ONNX function is made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,9 +130,9 @@ class Folded(nn.Module):
 class FoldedLinear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("codes", torch.zeros(4, 2, 1, dtype=torch.uint8))
+        self.register_buffer("codes", torch.zeros(4, 2, 2, dtype=torch.uint8))
         self.register_buffer("scales", torch.ones(4, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.compress.qmatmul(x, self.codes, self.scales, bits=4, block_size=2, mode="folded")
+        y: Tensor = torch.ops.compress.qmatmul(x, self.codes, self.scales, bits=8, block_size=2, mode="folded")
         return y

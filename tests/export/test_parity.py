@@ -7,6 +7,7 @@ import torch
 from export_models import Exported
 
 from compress.export.parity import OPERATOR_LIMIT, OperatorParity, Parity, check_parity, relative_error
+from compress.export.session import kernels_available
 
 
 def test_a_fresh_export_passes(exported: Exported) -> None:
@@ -16,6 +17,8 @@ def test_a_fresh_export_passes(exported: Exported) -> None:
     )
     assert parity.passed and parity.worst_operator is not None
     assert parity.worst_operator.error <= OPERATOR_LIMIT
+    assert len(parity.kernel_operators) == (len(parity.operators) if kernels_available() else 0)
+    assert all(call.error <= OPERATOR_LIMIT for call in parity.kernel_operators)
     names = {layer.name for layer in exported.adapter.layers(exported.original)}
     assert {call.layer for call in parity.operators} == names
     assert parity.limit is not None and parity.onnx_error <= parity.limit == 0.5 * (parity.quantization_noise or 0)
@@ -44,6 +47,8 @@ def test_verdict() -> None:
     assert not Parity((good, bad), 0.0, None).passed
     assert Parity((good, bad), 0.0, None).worst_operator == bad
     assert Parity((), 0.0, None).worst_operator is None
+    assert not Parity((good,), 0.1, 0.3, (bad,), 0.1).passed and not Parity((good,), 0.1, 0.3, (good,), 0.2).passed
+    assert Parity((good,), 0.1, 0.3, (bad,), 0.1).worst_kernel == bad
 
 
 def test_hooks_are_gone_afterwards(dit: Exported) -> None:

@@ -10,8 +10,9 @@ import torch
 from export_models import Exported
 
 import compress.onnx
-from compress.errors import ExportError, InputError
-from compress.export.session import OnnxDenoiser, open_session
+from compress.errors import ExportError, InputError, RunError
+from compress.export.session import OnnxDenoiser, _announce_functions, kernels_available, open_session
+from compress.kernels import cpu_library
 
 
 def test_batches_above_the_bound_run_in_pieces(unet: Exported) -> None:
@@ -50,6 +51,28 @@ def test_public_session(dit: Exported) -> None:
     assert isinstance(session, onnxruntime.InferenceSession)
     assert session.get_session_options().intra_op_num_threads == 1
     assert [i.name for i in session.get_inputs()] == ["sample", "timestep", "class_labels"]
+
+
+def test_kernels_compute_what_the_functions_compute(dit: Exported) -> None:
+    inputs = dit.adapter.example_inputs(2)
+    stock, ours = (OnnxDenoiser(dit.folder, threads=1, kernels=kernels)(*inputs) for kernels in (False, True))
+    assert (stock - ours).norm() <= 1e-3 * stock.norm()  # roundings may fall the other way
+    assert not kernels_available() or not torch.equal(stock, ours)
+
+
+def test_sessions_without_a_library_run_the_functions_and_say_so(
+    dit: Exported, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(cpu_library.REQUIRE, raising=False)
+    monkeypatch.setattr(cpu_library, "_loaded", lambda: "no compiler")
+    _announce_functions.cache_clear()
+    for _ in range(2):
+        assert compress.onnx.session(dit.folder, threads=1).get_inputs()
+    assert caplog.text.count("no compiler") == 1
+    monkeypatch.setenv(cpu_library.REQUIRE, "1")
+    with pytest.raises(RunError, match="no compiler"):
+        compress.onnx.session(dit.folder)
+    _announce_functions.cache_clear()
 
 
 def test_broken_folders(dit: Exported, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from compress.models.zoo.digits_dit import SCHEDULER_CONFIG
 from compress.stages.evaluate import images, noise
 from compress.stages.evaluate.bank import images as draw
 from compress.stages.evaluate.base import EvaluationContext, Subject
+from compress.stages.evaluate.parity import stock_tables
 from compress.stages.evaluate.settings import Generation, NoiseError, Paired, onnx_count
 
 
@@ -113,3 +114,17 @@ def test_artefacts_are_opened_once_and_released(context: EvaluationContext) -> N
     context.close()
     context.denoiser("reference")
     assert len(opened) == 2
+
+
+def test_alike_layers_of_a_stock_export_share_a_row() -> None:
+    layers = [
+        {"layer": "a", "became": "MatMulInteger", "differs": []},
+        {"layer": "b", "became": "MatMulNBits", "differs": ["rounds in blocks", "takes 8 bits"]},
+        {"layer": "c", "became": "MatMulInteger", "differs": []},
+    ]
+    (table,) = stock_tables(layers)
+    assert table.rows == [
+        ["MatMulInteger", 2, "a", "nothing"],
+        ["MatMulNBits", 1, "b", "rounds in blocks; takes 8 bits"],
+    ]
+    assert stock_tables([]) == []

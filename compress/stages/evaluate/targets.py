@@ -12,14 +12,17 @@ from compress.export.session import OnnxDenoiser
 from compress.models.source import open_adapter, resolve
 
 
-def run_once(source: str, onnx: str | None, batch: int, threads: int) -> Any:
-    """One forward of the denoiser of `source` (or of the ONNX file `onnx`, with inputs of `source`)."""
+def run_once(source: str, onnx: str | None, batch: int, threads: int, kernels: bool = True) -> Any:
+    """One forward of the denoiser of `source` (or of the ONNX file `onnx`, with inputs of `source`).
+
+    `kernels` false opens a stock onnxruntime session.
+    """
     torch.set_num_threads(threads)
     register()
     adapter = open_adapter(resolve(source))
     inputs = adapter.example_inputs(batch)
     if onnx is not None:
-        denoiser = OnnxDenoiser(Path(onnx), threads=threads)
+        denoiser = OnnxDenoiser(Path(onnx), threads=threads, kernels=kernels)
         return denoiser, denoiser(inputs.sample, inputs.timestep.float(), inputs.condition)
     model = adapter.load()
     with torch.inference_mode():
