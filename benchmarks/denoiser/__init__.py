@@ -1,0 +1,1 @@
+"""A whole denoiser beside other runtimes: the parts of `benchmarks/endtoend.py`."""
