@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from compress.cli import catalogue, jobs, models
+from compress.cli import bench, catalogue, jobs, models
 from compress.errors import CompressError
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def _exits(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 _COMMANDS: tuple[Callable[..., int | None], ...] = (
-    *(jobs.run, jobs.check, models.inspect, models.sample, models.evaluate, models.export, jobs.compare),
+    *(jobs.run, jobs.check, models.inspect, models.sample, models.evaluate, models.export, bench.bench, jobs.compare),
     *(catalogue.methods, catalogue.formats, catalogue.zoo, catalogue.schema),
 )
 for command in _COMMANDS:
