@@ -98,10 +98,24 @@ void WeightCodes::values(int zero, float* values) const {
     values[code] = weight_.table ? weight_.table[code] : float(code - zero);
 }
 
-float WeightCodes::channel_scale(int64_t channel) const {
+float WeightCodes::find_largest_scale(int64_t channel) const {
   float most = scale(channel, 0);
   for (int64_t block = 1; block < (scales_change() ? blocks_ : 1); ++block) most = std::max(most, scale(channel, block));
   return most;
+}
+
+bool WeightCodes::keeps_blocks(int64_t channel) const {
+  const float largest = channel_scale(channel);
+  for (int64_t block = 0; block < blocks_; ++block)
+    if (scale(channel, block) / largest < kSmallestRatio) return true;
+  return false;
+}
+
+void WeightCodes::read_scales() {
+  if (!folds_) return;
+  std::vector<float> found(static_cast<size_t>(weight_.n));
+  for (int64_t channel = 0; channel < weight_.n; ++channel) found[size_t(channel)] = find_largest_scale(channel);
+  largest_scales_ = std::move(found);
 }
 
 void WeightCodes::unpack_bytes(int64_t channel, int64_t position, int64_t count, uint8_t* bytes) const {

@@ -52,14 +52,22 @@ class WeightCodes {
   void values(int zero, float* values) const;
   float fold_factor(float ratio) const { return ratio * (127.0f / largest_); }
   float folded_unit() const { return largest_ / 127.0f; }
-  float channel_scale(int64_t channel) const;  // the largest of its blocks
+  float channel_scale(int64_t channel) const {  // the largest of its blocks
+    return largest_scales_.empty() ? find_largest_scale(channel) : largest_scales_[size_t(channel)];
+  }
+  // Whether some block of a channel is too far below its largest scale to be folded.
+  bool keeps_blocks(int64_t channel) const;
   static constexpr float kSmallestRatio = 0.25f;
+  // Finds the channels' largest scales once, if there is anything to fold. Reads data; before threads share the object.
+  void read_scales();
 
   // Codes of `count` positions from `position` (a multiple of 8) as one byte each, or as nibbles.
   void unpack_bytes(int64_t channel, int64_t position, int64_t count, uint8_t* bytes) const;
   void unpack_nibbles(int64_t channel, int64_t position, int64_t count, uint8_t* nibbles) const;
 
  private:
+  float find_largest_scale(int64_t channel) const;
+
   compress_weight weight_;
   int64_t blocks_;
   size_t row_bytes_;
@@ -67,6 +75,7 @@ class WeightCodes {
   bool rounds_table_ = false;  // a table that is not whole
   float unit_ = 1.0f;     // of the whole numbers of a table
   float largest_ = 0.0f;  // magnitude of a value before scaling
+  std::vector<float> largest_scales_;
 };
 
 }  // namespace compress

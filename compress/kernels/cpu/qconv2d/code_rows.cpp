@@ -18,11 +18,7 @@ CodeRows::CodeRows(const compress_weight& weight) : codes_(weight) {
 
 bool CodeRows::scaled(int64_t channel) const {
   if (!segment_) return false;
-  if (!codes_.folds()) return true;
-  const float largest = codes_.channel_scale(channel);
-  for (int64_t block = 0; block < codes_.blocks(); ++block)
-    if (codes_.scale(channel, block) / largest < WeightCodes::kSmallestRatio) return true;
-  return false;
+  return !codes_.folds() || codes_.keeps_blocks(channel);
 }
 
 void CodeRows::decode(int64_t channel, int8_t* values, float* scales) const {

@@ -65,11 +65,8 @@ bool CodePanels::folded_at(int64_t channel, int64_t block, float channel_scale) 
 bool CodePanels::scaled(int64_t first) const {
   if (!codes_.scales_change()) return false;
   if (!codes_.folds()) return true;
-  for (int column = 0; column < kPanelColumns && first + column < n_; ++column) {
-    const float largest = codes_.channel_scale(first + column);
-    for (int64_t block = 0; block < codes_.blocks(); ++block)
-      if (!folded_at(first + column, block, largest)) return true;
-  }
+  for (int column = 0; column < kPanelColumns && first + column < n_; ++column)
+    if (codes_.keeps_blocks(first + column)) return true;
   return false;
 }
 
@@ -158,16 +155,17 @@ int CodePanels::write_tables(int64_t first, int64_t k0, int64_t length, uint8_t*
     for (int64_t k = 0, s = 0; k < length; k += stretch, ++s) {
       const int64_t block = (k0 + k) / codes_.raw().block_size;
       float factors[kPanelColumns];
+      bool kept[kPanelColumns];
       uint8_t* places[kPanelColumns];
       for (int column = 0; column < kPanelColumns; ++column) {
         const float ratio = codes_.scale(channel(first, column), block) / largest[column];
-        factors[column] = codes_.fold_factor(ratio < WeightCodes::kSmallestRatio ? 1.0f : ratio);
+        kept[column] = ratio < WeightCodes::kSmallestRatio;
+        factors[column] = codes_.fold_factor(kept[column] ? 1.0f : ratio);
         places[column] = tables + s * 1024 + table_place(column);
       }
       tile_.fold_tables(values, factors, kPanelColumns, places);
       for (int column = 0; column < kPanelColumns; ++column)
-        if (codes_.scale(channel(first, column), block) / largest[column] < WeightCodes::kSmallestRatio)
-          tile_.fold_tables(whole, one, 1, &places[column]);
+        if (kept[column]) tile_.fold_tables(whole, one, 1, &places[column]);
     }
     return stretch;
   }

@@ -10,6 +10,8 @@ class CodePanels : public Panels {
  public:
   // Throws Failure when the weight is malformed or cannot be computed.
   CodePanels(const compress_weight& weight, const Tile& tile);
+  // Before the panels are used; reads data.
+  void read_scales() { codes_.read_scales(); }
 
   bool scaled(int64_t first) const override;
   void expand(int64_t first, int64_t k0, PanelScratch& scratch) const override;

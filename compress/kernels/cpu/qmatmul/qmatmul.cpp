@@ -12,7 +12,8 @@ compress_status run(const float* x, int64_t rows, const compress_weight* weight,
   return reported(message, message_size, [&] {
     if (!weight || !options || rows < 0 || ((!x || !y) && rows)) fail(COMPRESS_INVALID, "a null argument");
     check_options(*options, weight->k);
-    const CodePanels panels(*weight, tile());
+    CodePanels panels(*weight, tile());
+    panels.read_scales();
     product(x, rows, panels, *options, y, runner, seconds);
   });
 }

@@ -543,31 +543,47 @@ inline __m512i broadcast_table(const uint8_t* table) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
 }
 
-constexpr int64_t kAhead = 4 * 64;  // bytes of a channel that are asked for before they are needed
+// GCC leaves accumulators in memory unless every loop over them is unrolled, and turns values that are used twice into
+// two loads, of which there is one a cycle.
+#define UNROLLED _Pragma("GCC unroll 8")
+
+inline __m512i held(const int8_t* from) {
+  __m512i value = _mm512_loadu_si512(from);
+  asm("" : "+v"(value));
+  return value;
+}
 
 template <int rows, int columns, bool looked_up>
 void dot_some_nibbles(const uint8_t* const* codes, int64_t k, const uint8_t* table, const int8_t* a, size_t pitch,
                       int32_t* sums) {
   const __m512i values = broadcast_table(table);
+  const int64_t ahead = 2 * columns * ((k + 1) / 2);  // the same place of channels to come, as far as they follow
   __m512i acc[rows][columns];
+  UNROLLED
   for (int r = 0; r < rows; ++r)
+    UNROLLED
     for (int c = 0; c < columns; ++c) acc[r][c] = _mm512_setzero_si512();
   for (int64_t at = 0; at < k; at += kFewChunk) {
     const __mmask64 mask = bytes_left((k - at + 1) / 2);
     Halves h[columns];
+    UNROLLED
     for (int c = 0; c < columns; ++c) {
-      __builtin_prefetch(codes[c] + at / 2 + kAhead);
+      __builtin_prefetch(codes[c] + at / 2 + ahead);
       h[c] = split(codes[c] + at / 2, mask, looked_up, values);
     }
+    UNROLLED
     for (int r = 0; r < rows; ++r) {
-      const __m512i even = _mm512_loadu_si512(a + r * pitch + at), odd = _mm512_loadu_si512(a + r * pitch + at + 64);
+      const __m512i even = held(a + r * pitch + at), odd = held(a + r * pitch + at + 64);
+      UNROLLED
       for (int c = 0; c < columns; ++c) {
         acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], h[c].even, even);
         acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], h[c].odd, odd);
       }
     }
   }
+  UNROLLED
   for (int r = 0; r < rows; ++r)
+    UNROLLED
     for (int c = 0; c < columns; ++c) sums[r * kFewColumns + c] = _mm512_reduce_add_epi32(acc[r][c]);
 }
 
@@ -576,55 +592,78 @@ void dot_some_scaled(const uint8_t* const* codes, int64_t k, const uint8_t* tabl
                      int64_t stretch, const int8_t* a, size_t pitch, const int32_t* starts, size_t starts_pitch,
                      float* sums) {
   const __m512i values = broadcast_table(table);
+  const int64_t ahead = 2 * columns * ((k + 1) / 2);  // the same place of channels to come, as far as they follow
   // A register of sums holds eight positions in each of its 16 lanes: which scale of the chunk each lane takes.
   const int64_t own = stretch < kFewChunk ? stretch : kFewChunk;
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i place = _mm512_srli_epi32(lanes, own == 16 ? 1 : own == 32 ? 2 : own == 64 ? 3 : 4);
   __m512 acc[rows][columns];
+  UNROLLED
   for (int r = 0; r < rows; ++r)
+    UNROLLED
     for (int c = 0; c < columns; ++c) acc[r][c] = _mm512_setzero_ps();
+  const int64_t scales_a_chunk = kFewChunk / own;
+  int64_t first_scale = 0, used = 0;
   for (int64_t at = 0; at < k; at += kFewChunk) {
     const __mmask64 mask = bytes_left((k - at + 1) / 2);
-    const int64_t left = k - at < kFewChunk ? k - at : kFewChunk;
-    const __mmask16 exist = (1u << ((left + own - 1) / own)) - 1;
+    __mmask16 exist = (1u << scales_a_chunk) - 1;
+    if (k - at < kFewChunk) exist = (1u << ((k - at + own - 1) / own)) - 1;
     Halves h[columns];
     __m512 scale[columns];
+    UNROLLED
     for (int c = 0; c < columns; ++c) {
-      __builtin_prefetch(codes[c] + at / 2 + kAhead);
+      __builtin_prefetch(codes[c] + at / 2 + ahead);
       h[c] = split(codes[c] + at / 2, mask, looked_up, values);
-      scale[c] = _mm512_permutexvar_ps(place, _mm512_maskz_loadu_ps(exist, scales[c] + at / stretch));
+      scale[c] = _mm512_permutexvar_ps(place, _mm512_maskz_loadu_ps(exist, scales[c] + first_scale));
     }
+    UNROLLED
     for (int r = 0; r < rows; ++r) {
-      const __m512i even = _mm512_loadu_si512(a + r * pitch + at), odd = _mm512_loadu_si512(a + r * pitch + at + 64);
+      const __m512i even = held(a + r * pitch + at), odd = held(a + r * pitch + at + 64);
       const __m512i start = _mm512_loadu_si512(starts + r * starts_pitch + at / 8);
+      UNROLLED
       for (int c = 0; c < columns; ++c) {
         const __m512i sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(start, h[c].even, even), h[c].odd, odd);
         acc[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale[c], acc[r][c]);
       }
     }
+    used += kFewChunk;
+    if (used >= stretch) {
+      first_scale += scales_a_chunk;
+      used = 0;
+    }
   }
+  UNROLLED
   for (int r = 0; r < rows; ++r)
+    UNROLLED
     for (int c = 0; c < columns; ++c) sums[r * kFewColumns + c] = _mm512_reduce_add_ps(acc[r][c]);
 }
 
 template <int rows, int columns>
 void dot_some_bytes(const uint8_t* const* codes, int64_t k, const int8_t* a, size_t pitch, int32_t* sums) {
+  const int64_t ahead = columns * k;
   __m512i acc[rows][columns];
+  UNROLLED
   for (int r = 0; r < rows; ++r)
+    UNROLLED
     for (int c = 0; c < columns; ++c) acc[r][c] = _mm512_setzero_si512();
   for (int64_t at = 0; at < k; at += 64) {
     const __mmask64 mask = bytes_left(k - at);
     __m512i h[columns];
+    UNROLLED
     for (int c = 0; c < columns; ++c) {
-      __builtin_prefetch(codes[c] + at + kAhead);
+      __builtin_prefetch(codes[c] + at + ahead);
       h[c] = _mm512_maskz_loadu_epi8(mask, codes[c] + at);
     }
+    UNROLLED
     for (int r = 0; r < rows; ++r) {
-      const __m512i row = _mm512_loadu_si512(a + r * pitch + at);
+      const __m512i row = held(a + r * pitch + at);
+      UNROLLED
       for (int c = 0; c < columns; ++c) acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], h[c], row);
     }
   }
+  UNROLLED
   for (int r = 0; r < rows; ++r)
+    UNROLLED
     for (int c = 0; c < columns; ++c) sums[r * kFewColumns + c] = _mm512_reduce_add_epi32(acc[r][c]);
 }
 

@@ -34,7 +34,8 @@ struct RowCoding {
 };
 
 // How the sums of one row become outputs:
-// y = activation((acc - row_offset) * column_scale * row_scale + row_shift * column_sum + bias + addend) + residual
+// y = activation((acc - row_offset) * column_scale * row_scale + row_shift * column_sum + bias + addend + row_bias)
+//     + residual
 struct RowFinish {
   const float* column_scale;      // [64]; sums that are floats already: null for 1
   const int32_t* column_zero;     // [64] or null: acc -= column_zero[c] * row_sum
@@ -109,7 +110,7 @@ struct Tile {
 
   // Few rows, for which filling a panel costs more than it saves: up to kFewRows rows times up to kFewColumns channels
   // whose codes are streamed once. All three are null where there is no such code. Rows are those of `encode`, in
-  // chunks of 128 positions padded with zeros; for nibbles the even positions of a chunk come first (split_nibbles).
+  // chunks of 128 positions padded with zeros; for nibbles the even ones of a chunk come first (FewRows::split_rows).
   // sums[row * kFewColumns + column] = a . values, values being table[code] or, without a table, the code itself, as
   // unsigned bytes.
   void (*dot_nibbles)(const uint8_t* const* columns, int count, int64_t k, const uint8_t* table, const int8_t* a,
