@@ -11,8 +11,9 @@ LIBRARY := $(CPU)/libcompress_kernels.so
 KERNELS := $(VENV)/.kernels
 KERNEL_SOURCES := $(CPU)/CMakeLists.txt $(shell find $(CPU) -name '*.cpp' -o -name '*.h' -o -name '*.inc')
 CMAKE = $(BIN)/cmake -S $(CPU) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
-# What a failed build means: $(call unless_required,what is missing)
-unless_required = case "$$COMPRESS_REQUIRE_KERNELS" in ''|0|no|off|false) echo "*** $(1)";; *) exit 1;; esac
+# What a failed build means: $(call unless_required,what is missing). The words are those of kernels/cpu_library.py.
+unless_required = case "$$(printf %s "$$COMPRESS_REQUIRE_KERNELS" | tr A-Z a-z)" in \
+  ''|0|n|no|off|f|false) echo "*** $(1)";; *) exit 1;; esac
 
 .PHONY: demo reports test lint kernels kernels-test kernels-arm clean
 
@@ -29,10 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 kernels: $(KERNELS)
 
 $(KERNELS): $(STAMP) $(KERNEL_SOURCES)
-	rm -f $(LIBRARY)
-	( $(CMAKE) -B build/kernels -DCOMPRESS_IN_SOURCE=ON && $(BIN)/cmake --build build/kernels ) \
-	  || { rm -f $(LIBRARY); $(call unless_required,no C++ kernels on this machine: low-bit layers run in PyTorch and are slower); }
-	touch $(KERNELS)
+	rm -f $(LIBRARY) $(KERNELS)
+	if $(CMAKE) -B build/kernels -DCOMPRESS_IN_SOURCE=ON && $(BIN)/cmake --build build/kernels; then touch $(KERNELS); \
+	else rm -f $(LIBRARY); $(call unless_required,no C++ kernels on this machine: low-bit layers run in PyTorch and are slower); fi
 
 # The kernels' own tests, optimized and then under the address and undefined-behaviour sanitizers.
 kernels-test: $(KERNELS)
@@ -57,6 +57,7 @@ demo: $(KERNELS)
 	$(BIN)/compress run recipes/digits-dit-w8a8.yaml --fresh --output $(DEMO)/digits-dit-w8a8 --cache $(DEMO)/cache
 	$(BIN)/compress run recipes/digits-dit-w4a8.yaml --fresh --output $(DEMO)/digits-dit-w4a8 --cache $(DEMO)/cache
 	$(BIN)/compress compare $(DEMO)/digits-dit-w8a8 $(DEMO)/digits-dit-w4a8 --output $(DEMO)/comparison
+	$(BIN)/compress bench $(DEMO)/digits-dit-w4a8 --no-memory --rounds 10
 
 # Run the U-Net's recipes too, and copy all reports to where they are committed.
 reports: demo

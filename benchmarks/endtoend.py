@@ -32,7 +32,7 @@ from benchmarks.peers.ours import peak_gops
 from compress.errors import CompressError
 from compress.files import write_text_atomically
 
-_QUICK_BLOCKS = 2  # more do not fit into a minute
+_QUICK_BLOCKS = 1  # more do not fit into a minute
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("--quick", action="store_true", help=f"{_QUICK_BLOCKS} blocks, three rounds, fewer peers")
+    found.add_argument("--quick", action="store_true", help="one block, three rounds, fewer peers")
     found.add_argument("--output", type=Path, default=Path("runs/benchmarks/endtoend.json"), metavar="FILE.json")
     found.add_argument("--blocks", type=int, help=f"by default {ALL_BLOCKS}, DiT-XL/2's; {_QUICK_BLOCKS} with --quick")
     found.add_argument("--batch", type=int, default=2)

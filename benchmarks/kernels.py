@@ -3,8 +3,8 @@
 All providers of a case run in this process, in turns, with the same number of threads, on the same random input. Their
 thread pools share the cores: a pause before each turn lets the threads of the one before fall asleep (those of
 onnxruntime never spin here, those of torch and OpenVINO do for a moment). Layers are built once per weight; then every
-provider's output is compared with the float32 layer's, so that one that computes something else is noticed. JSON is
-written after every case, Markdown beside it at the end.
+provider's output is compared with the float32 layer's, and ours with the reference backend's, so that one that computes
+something else is noticed. JSON and Markdown are written after every case.
 
     python benchmarks/kernels.py --quick --output runs/kernels.json
     python -m benchmarks.kernels --only 'qmatmul/flux/*' --providers compress ort_fp32 --output runs/flux.json

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from compress.errors import InputError
 
+OURS, STOCK = "compress", "compress_stock"
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -34,7 +36,7 @@ class Contestant:
 
     @property
     def ours(self) -> bool:
-        return self.provider == "compress"
+        return self.provider == OURS
 
     @property
     def label(self) -> str:
@@ -52,11 +54,11 @@ class Contestant:
 _OV, _NNCF = ("openvino",), ("openvino", "nncf")
 _F32, _BF16 = (("INFERENCE_PRECISION_HINT", "f32"),), (("INFERENCE_PRECISION_HINT", "bf16"),)
 _INT4, _GROUPED = "compress_int4", "compress_int4_g128"
-_STOCK = "the same file on onnxruntime without our library: the embedded functions run"
+_STOCK_NOTE = "the same file on onnxruntime without our library: the embedded functions run"
 
 CONTESTANTS = (
-    Contestant("compress", "int4", 0, "exact", _INT4, "compress"),
-    Contestant("compress", "int4", 128, "exact", _GROUPED, "compress"),
+    Contestant(OURS, "int4", 0, "exact", _INT4, "compress"),
+    Contestant(OURS, "int4", 128, "exact", _GROUPED, "compress"),
     Contestant("ort_fp32", "float32", 0, "float", "onnx_fp32", "onnxruntime"),
     Contestant(
         "ort_nbits4_b128",
@@ -91,8 +93,8 @@ CONTESTANTS = (
         _NNCF,
         "nncf.quantize, model type transformer, static activations from three random batches",
     ),
-    Contestant("compress_stock", "int4", 0, "exact", _INT4, "onnxruntime", note=_STOCK, timed=False),
-    Contestant("compress_stock", "int4", 128, "exact", _GROUPED, "onnxruntime", note=_STOCK, timed=False),
+    Contestant(STOCK, "int4", 0, "exact", _INT4, "onnxruntime", note=_STOCK_NOTE, timed=False),
+    Contestant(STOCK, "int4", 128, "exact", _GROUPED, "onnxruntime", note=_STOCK_NOTE, timed=False),
 )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.denoiser.artefacts import FROM_TORCH, SOURCE, Artefact, Recipe, make
-from benchmarks.denoiser.contestants import Contestant
+from benchmarks.denoiser.contestants import OURS, STOCK, Contestant
 from benchmarks.denoiser.model import TOKENS, adapter_of, inputs, macs
 from compress.errors import CompressError, RunError
 from compress.evaluate.latency import Timings
@@ -58,6 +58,7 @@ class Row:
             ran it once; above_imports_mb: the same without what imports took; peak_rss_mb: highest resident size
             (VmHWM), mapped files included.
         relative_error: of the output against onnxruntime's float32 output.
+        same_file_error: of a stock session's output against ours on the same file.
     """
 
     op: str
@@ -85,6 +86,7 @@ class Row:
     peak_rss_mb: float = 0.0
     memory_source: str = ""
     relative_error: float | None = None
+    same_file_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -165,7 +167,7 @@ def measure(
             if row is not None:
                 row.m = TOKENS * recipe.batch
                 found.rows.append(row)
-        _errors(found, opened, recipe.folder)
+        _errors(found, recipe.folder)
         say(f"timing {len(opened)} sessions in turns")
         _time(found, opened, plan, sleep)
     for contestant, artefact in made.items():
@@ -231,6 +233,7 @@ def _open(
         say(f"  left out: {error}")
         return None
     memory, seconds = worker.report["memory"], worker.report["seconds"]
+    worker.ask({"save": str(_output(feeds.parent, contestant.label))})
     if contestant.timed:
         opened[contestant.label] = worker
     else:
@@ -256,19 +259,19 @@ def _open(
     )
 
 
-def _errors(found: Found, opened: dict[str, Worker], folder: Path) -> None:
-    """Every output against that of onnxruntime's float32 session."""
-    outputs = {}
-    for name, worker in opened.items():
-        path = folder / "output.npy"
-        worker.ask({"save": str(path)})
-        outputs[name] = np.load(path).astype(np.float64)
-    expected = outputs.get(BASELINE)
-    if expected is None:
-        return
+def _output(folder: Path, label: str) -> Path:
+    return folder / f"output-{label.replace(' ', '-')}.npy"
+
+
+def _errors(found: Found, folder: Path) -> None:
+    """Every output against that of onnxruntime's float32 session, those of stock sessions against ours too."""
+    outputs = {row.label: np.load(_output(folder, row.label)).astype(np.float64) for row in found.rows}
     for row in found.rows:
-        if row.label in outputs:
-            row.relative_error = _relative_error(outputs[row.label], expected)
+        if BASELINE in outputs:
+            row.relative_error = _relative_error(outputs[row.label], outputs[BASELINE])
+        ours = row.label.replace(STOCK, OURS, 1)
+        if row.provider == STOCK and ours in outputs:
+            row.same_file_error = _relative_error(outputs[row.label], outputs[ours])
 
 
 def _relative_error(got: Any, expected: Any) -> float:

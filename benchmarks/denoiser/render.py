@@ -80,7 +80,7 @@ def _parts(measured: Measured) -> Iterator[str]:
     timed = [row for row in found.rows if row.rounds_ms]
     yield "## Speed"
     yield _speed(timed)
-    yield "## Size, opening, memory"
+    yield "## Size, opening, memory, output"
     yield _memory(found.rows)
     for name, parts in found.breakdowns.items():
         yield f"## Time by operator: {code(name)}"
@@ -123,6 +123,7 @@ def _ratio_text(ours: Row, other: Row) -> str:
 
 def _memory(rows: list[Row]) -> str:
     head = ["provider", "file", "of float32", "open", "first call", "private peak (above imports)", "resident peak"]
+    head += ["error", "error against ours on the same file"]
     body = [
         [
             code(row.label),
@@ -132,6 +133,8 @@ def _memory(rows: list[Row]) -> str:
             f"{plain(row.first_run_seconds)} s",
             f"{row.peak_mb:,.0f} MB ({row.above_imports_mb:,.0f})",
             f"{row.peak_rss_mb:,.0f} MB",
+            plain(row.relative_error, digits=2),
+            plain(row.same_file_error, digits=2),
         ]
         for row in rows
     ]

@@ -1,4 +1,9 @@
-"""The layers that are measured: those of DiT-XL/2, PixArt, FLUX and the U-Net of Stable Diffusion 1.5."""
+"""The layers that are measured: those of DiT-XL/2, PixArt, FLUX, the U-Net of Stable Diffusion 1.5, and Sana.
+
+PixArt's blocks have the widths of DiT-XL/2's (1152 and 4608), so only its caption projection is a shape of its own.
+Sana's feed-forward has a depthwise convolution (Xie et al. 2024): of 2 * 2.5 * 1152 channels in its 0.6 B model, on
+32x32 latents of images of 1024x1024.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +38,10 @@ class Shape:
     def name(self) -> str:
         if self.geometry is None or self.image is None:
             return f"{self.model}/{self.k}x{self.n}"
-        kernel, stride, _ = self.geometry
+        kernel, stride, _, groups = self.geometry
         _, c, h, w = self.image
-        return f"{self.model}/{c}-{self.n}@{h}x{w}/{kernel}x{kernel}{f'/stride{stride}' if stride > 1 else ''}"
+        more = f"{f'/stride{stride}' if stride > 1 else ''}{f'/groups{groups}' if groups > 1 else ''}"
+        return f"{self.model}/{c}-{self.n}@{h}x{w}/{kernel}x{kernel}{more}"
 
     def layer(self, seed: int, threads: int) -> Layer:
         """Weight and input of normal numbers, never zeros; the weight keeps the input's variance."""
@@ -70,12 +76,14 @@ def _matmul(model: str, k: int, n: int, rows: tuple[int, ...] = ROWS) -> Shape:
     return Shape("matmul", model, n, k, rows)
 
 
-def _conv(channels: int, n: int, size: int, kernel: int = 3, stride: int = 1) -> Shape:
-    geometry = ConvGeometry(kernel, stride, kernel // 2)
+def _conv(
+    channels: int, n: int, size: int, kernel: int = 3, stride: int = 1, groups: int = 1, model: str = "sd15-unet"
+) -> Shape:
+    geometry = ConvGeometry(kernel, stride, kernel // 2, groups)
     batch = 2
     out = (size + 2 * geometry.padding - kernel) // stride + 1
     image = (batch, channels, size, size)
-    return Shape("conv", "sd15-unet", n, channels * kernel * kernel, (batch * out * out,), geometry, image)
+    return Shape("conv", model, n, channels // groups * kernel * kernel, (batch * out * out,), geometry, image)
 
 
 SHAPES = (
@@ -94,6 +102,7 @@ SHAPES = (
     _conv(1280, 1280, 8),
     _conv(960, 320, 64, kernel=1),
     _conv(320, 320, 64, stride=2),
+    _conv(5760, 5760, 32, groups=5760, model="sana"),
 )
 QUICK = (_matmul("dit-xl-2", 1152, 4608, (64, 256)), _conv(1280, 1280, 8))
 

@@ -18,6 +18,8 @@ from benchmarks.peers.base import Bind
 from compress.evaluate.latency import Timings
 
 Say = Callable[[str], None]
+PARITY = 1e-5
+"""Largest relative error of our kernels against the reference: the order of float32 additions."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Row:
         gops: 10^9 multiplications and additions a second, at the median.
         rounds_ms: the sample of every round.
         relative_error: of the output against the float32 layer, Frobenius norms; None where it cannot be seen.
-        suspicious: the error is more than the number format explains.
+        reference_error: of ours against the reference backend on the same codes; None for others.
+        suspicious: of ours, the reference error is above PARITY; of others, the error is more than the format explains.
         backend: whom our operator chose, empty for others.
     """
 
@@ -52,6 +55,7 @@ class Row:
     rounds_ms: tuple[float, ...]
     relative_error: float | None
     suspicious: bool
+    reference_error: float | None = None
     backend: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -125,7 +129,8 @@ def reference(layer: Layer, x: Tensor) -> Tensor:
     """What the layer computes in floating point."""
     if layer.geometry is None:
         return F.linear(x, layer.weight)
-    return F.conv2d(x, layer.weight, None, layer.geometry.stride, layer.geometry.padding)
+    _, stride, padding, groups = layer.geometry
+    return F.conv2d(x, layer.weight, None, stride, padding, 1, groups)
 
 
 def _rows(
@@ -140,26 +145,30 @@ def _rows(
 class _Checked(NamedTuple):
     run: Run
     error: float | None
+    reference_error: float | None
     suspicious: bool
 
 
 def _checked(
     case: Case, x: Tensor, expected: Tensor, built: dict[Provider, Bind], left_out: LeftOut, say: Say
 ) -> dict[Provider, _Checked]:
-    """Everyone who runs, with the error of the output against `expected`."""
+    """Everyone who runs, with the error of the output against `expected` and, of ours, against the reference."""
     found = {}
     for provider, bind in built.items():
         try:
             run = bind(x)
             run.seconds(1)
-            error = _relative_error(run.output(), expected)
+            output, exact = run.output(), run.exact()
+            error = _relative_error(output, expected)
+            difference = None if exact is None else _relative_error(output, exact)
         except Exception as problem:  # as in _built
             _failed(provider, problem, case.name, left_out, say)
             continue
-        suspicious = error is not None and not error <= provider.limit  # NaN is suspicious too
+        checked, limit = (error, provider.limit) if difference is None else (difference, PARITY)
+        suspicious = checked is not None and not checked <= limit  # NaN is suspicious too
         if suspicious:
-            say(f"  {provider.label}: relative error {error:.3g}, its format explains {provider.limit:g}")
-        found[provider] = _Checked(run, error, suspicious)
+            say(f"  {provider.label}: relative error {checked:.3g}, explained are {limit:g}")
+        found[provider] = _Checked(run, error, difference, suspicious)
     return found
 
 
@@ -183,6 +192,7 @@ def _row(case: Case, provider: Provider, found: _Checked, timings: Timings) -> R
         rounds_ms=timings.samples,
         relative_error=found.error,
         suspicious=found.suspicious,
+        reference_error=found.reference_error,
         backend=getattr(found.run, "backend", ""),
     )
 

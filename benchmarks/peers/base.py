@@ -19,13 +19,14 @@ class ConvGeometry(NamedTuple):
     kernel: int
     stride: int
     padding: int
+    groups: int = 1
 
 
 class Layer(NamedTuple):
     """One layer to build: float32, without bias.
 
     Attributes:
-        weight: `[n, k]`, or `[n, c, kernel, kernel]` of a convolution.
+        weight: `[n, k]`, or `[n, c / groups, kernel, kernel]` of a convolution.
         x: the largest input, `[m, k]` or `[b, c, h, w]`; static scales come from it, smaller inputs are its first rows.
         geometry: of a convolution, None for a matmul.
         threads: how many a provider may use.
@@ -54,6 +55,9 @@ class Run(Protocol):
     def output(self) -> Tensor | None:
         """What the last kind of call computes, as float values of the layer's output; None when it cannot be seen."""
 
+    def exact(self) -> Tensor | None:
+        """What the output must be up to the order of additions; None where only the format's error is known."""
+
 
 Bind = Callable[[Tensor], Run]
 Build = Callable[[Layer], Bind]
@@ -63,12 +67,13 @@ Build = Callable[[Layer], Bind]
 class Call:
     """A run of a plain function; `decode` turns its result into the layer's output, outside the timing.
 
-    `backend` is whom our operator chose for it, empty for peers.
+    `backend` is whom our operator chose for it, empty for peers; `reference` computes what it must give.
     """
 
     function: Callable[[], Any]
     decode: Callable[[Any], Tensor] = lambda result: result
     backend: str = ""
+    reference: Callable[[], Tensor | None] = lambda: None
 
     def seconds(self, calls: int) -> list[float]:
         found = []
@@ -81,18 +86,26 @@ class Call:
     def output(self) -> Tensor:
         return self.decode(self.function())
 
+    def exact(self) -> Tensor | None:
+        return self.reference()
+
 
 @dataclass(frozen=True)
 class SelfTimed:
-    """A run that a library times itself: `times(calls)` gives the seconds of each call."""
+    """A run that a library times itself: `times(calls)` gives the seconds of each call; the rest as in `Call`."""
 
     times: Callable[[int], list[float]]
+    result: Callable[[], Tensor | None] = lambda: None
+    reference: Callable[[], Tensor | None] = lambda: None
 
     def seconds(self, calls: int) -> list[float]:
         return self.times(calls)
 
-    def output(self) -> None:
-        return None
+    def output(self) -> Tensor | None:
+        return self.result()
+
+    def exact(self) -> Tensor | None:
+        return self.reference()
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ def _node(
     return onnx.helper.make_node(kind, inputs, [y], domain=domain, **attributes)
 
 
-def _conv_attributes(geometry: ConvGeometry) -> dict[str, list[int]]:
-    kernel, stride, padding = geometry
-    return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4}
+def _conv_attributes(geometry: ConvGeometry) -> dict[str, Any]:
+    kernel, stride, padding, groups = geometry
+    return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [padding] * 4, "group": groups}
 
 
 def _fp32(layer: Layer) -> Bind:
@@ -117,8 +117,8 @@ class _IntegerConv:
     def __init__(self, layer: Layer) -> None:
         assert layer.geometry is not None
         codes, scales = _int8_weight(layer)
-        _, stride, padding = layer.geometry
-        y = torch.nn.functional.conv2d(layer.x, layer.weight, None, stride, padding)
+        _, stride, padding, groups = layer.geometry
+        y = torch.nn.functional.conv2d(layer.x, layer.weight, None, stride, padding, 1, groups)
         self.x_scale, self.y_scale = _scale(layer.x), _scale(y)
         self.weights = {"w": codes, "w_scale": scales, "w_zero": np.zeros(layer.n, np.int8)}
         self.weights |= {"x_scale": self.x_scale, "y_scale": self.y_scale, "zero": np.asarray(128, np.uint8)}

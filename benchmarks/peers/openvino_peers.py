@@ -68,8 +68,13 @@ def _graph(layer: Layer, weight: Any, levels: int | None = None) -> Any:
     if layer.geometry is None:
         y = ops.matmul(given, weight, False, True)
     else:
-        _, stride, padding = layer.geometry
-        y = ops.convolution(given, weight, [stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
+        _, stride, padding, groups = layer.geometry
+        where = ([stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
+        if groups == 1:
+            y = ops.convolution(given, weight, *where)
+        else:
+            shape = [groups, layer.n // groups, *layer.weight.shape[1:]]
+            y = ops.group_convolution(given, ops.reshape(weight, shape, False), *where)
     return openvino.Model([y], [x])
 
 

@@ -20,9 +20,9 @@ from compress.errors import InputError
 from compress.formats import WeightSpec, get_format, quantize_weight
 from compress.formats.vq import pack_vq
 from compress.kernels import cpu_library
-from compress.kernels.backends import select
+from compress.kernels.backends import Reference, select
 from compress.kernels.call import ConvCall, MatmulCall
-from compress.kernels.vq_call import VqMatmulCall
+from compress.kernels.vq_call import VqConvCall, VqMatmulCall
 
 Arguments = dict[str, Any]
 _VQ_BITS, _VQ_LENGTH = 8, 4
@@ -41,6 +41,10 @@ class Variant:
     @property
     def op(self) -> str:
         return "vqmatmul" if self.format.startswith("vq") else "qmatmul"
+
+    @property
+    def conv_op(self) -> str:
+        return "vqconv2d" if self.op == "vqmatmul" else "qconv2d"
 
     @property
     def limit(self) -> float:
@@ -68,6 +72,8 @@ class Variant:
 
 def _vector_operand(rows: Tensor) -> Arguments:
     """Codes of 8 bits for 4 neighbours; the codewords are sub-vectors of the weight itself: only speed counts here."""
+    if rows.shape[1] % _VQ_LENGTH:
+        raise InputError(f"sub-vectors of {_VQ_LENGTH} do not divide {rows.shape[1]} inputs")
     vectors = rows.reshape(-1, _VQ_LENGTH)
     codewords = vectors[torch.linspace(0, len(vectors) - 1, 1 << _VQ_BITS).long()]  # 256 4
     scale = codewords.abs().max() / 127
@@ -92,7 +98,7 @@ VARIANTS = (
     Variant("int8", 0, "exact"),
     Variant("vq2", 0, "exact"),
 )
-_CONV_VARIANTS = tuple(variant for variant in VARIANTS if variant.format in ("int4", "int8") and not variant.group)
+_CONV_VARIANTS = tuple(v for v in VARIANTS if v.format in ("int4", "int8", "vq2") and not v.group)
 
 
 def _matmul(variant: Variant) -> Callable[[Layer], Bind]:
@@ -102,8 +108,9 @@ def _matmul(variant: Variant) -> Callable[[Layer], Bind]:
         kind: Any = VqMatmulCall if variant.op == "vqmatmul" else MatmulCall
 
         def bind(x: Tensor) -> Run:
-            backend = select(variant.op, kind(x, **arguments).facts()).name
-            return Call(lambda: operator(x, **arguments), backend=backend)
+            call = kind(x, **arguments)
+            backend = select(variant.op, call.facts()).name
+            return Call(lambda: operator(x, **arguments), backend=backend, reference=lambda: Reference()(call))
 
         return bind
 
@@ -114,11 +121,15 @@ def _conv(variant: Variant) -> Callable[[Layer], Bind]:
     def build(layer: Layer) -> Bind:
         assert layer.geometry is not None
         arguments = variant.operand(layer.weight.flatten(1))
-        arguments |= {name: [value] * 2 for name, value in layer.geometry._asdict().items()}
+        kernel, stride, padding, groups = layer.geometry
+        arguments |= {"kernel": [kernel] * 2, "stride": [stride] * 2, "padding": [padding] * 2, "groups": groups}
+        operator: Any = getattr(torch.ops.compress, variant.conv_op)
+        kind: Any = VqConvCall if variant.op == "vqmatmul" else ConvCall
 
         def bind(x: Tensor) -> Run:
-            backend = select("qconv2d", ConvCall(x, **arguments).facts()).name
-            return Call(lambda: torch.ops.compress.qconv2d(x, **arguments), backend=backend)
+            call = kind(x, **arguments)
+            backend = select(variant.conv_op, call.facts()).name
+            return Call(lambda: operator(x, **arguments), backend=backend, reference=lambda: Reference()(call))
 
         return bind
 
@@ -134,7 +145,12 @@ def _gemm(variant: Variant) -> Callable[[Layer], Bind]:
             refusal = cpu_library.the_library().refusal(call.name, call.facts())
             if refusal:
                 raise InputError(refusal)
-            return SelfTimed(lambda calls: [cpu_library.bench_gemm(call) for _ in range(calls)])
+            library = cpu_library.the_library()
+            return SelfTimed(
+                lambda calls: [library.time_product(call)[0] for _ in range(calls)],
+                lambda: library.time_product(call)[1],
+                lambda: Reference()(call),
+            )
 
         return bind
 
@@ -164,4 +180,6 @@ MATMUL = (
         if v.op == "qmatmul"
     ),
 )
-CONV = tuple(Provider("compress", "conv", v.format, v.group, v.mode, _conv(v), v.limit) for v in _CONV_VARIANTS)
+CONV = tuple(
+    Provider("compress", "conv", v.format, v.group, v.mode, _conv(v), v.limit, op=v.conv_op) for v in _CONV_VARIANTS
+)

@@ -19,13 +19,14 @@ def _float(dtype: torch.dtype) -> Provider:
             given = x.to(dtype)
             if layer.geometry is None:
                 return Call(lambda: F.linear(given, weight), Tensor.float)
-            _, stride, padding = layer.geometry
-            return Call(lambda: F.conv2d(given, weight, None, stride, padding), Tensor.float)
+            _, stride, padding, groups = layer.geometry
+            return Call(lambda: F.conv2d(given, weight, None, stride, padding, 1, groups), Tensor.float)
 
         return bind
 
     name, full, limit = ("torch_bf16", "bfloat16", 0.01) if dtype == torch.bfloat16 else ("torch_fp32", "float32", 1e-4)
-    return Provider(name, "matmul", full, 0, "float", build, limit, note=_SPINS)
+    note = f"takes and gives bfloat16, so half the bytes of the others; {_SPINS}" if name == "torch_bf16" else _SPINS
+    return Provider(name, "matmul", full, 0, "float", build, limit, note=note)
 
 
 def _int_mm(layer: Layer) -> Bind:

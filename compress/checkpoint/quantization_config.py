@@ -7,7 +7,7 @@ linear or convolution that no group names is in `ignore`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 from compress.errors import CheckpointError
 from compress.formats import WeightSpec, get_format
@@ -27,7 +27,7 @@ def to_config(specs: Mapping[str, LayerSpec], ignored: Sequence[str]) -> dict[st
             "targets": targets,
             "weights": _weights(spec.weights),
             "input_activations": None if spec.activations is None else _activations(spec.activations),
-            "mode": spec.mode,
+            **({"mode": spec.mode} if spec.mode != "exact" else {}),
         }
         for number, (spec, targets) in enumerate(names.items())
     }
@@ -86,7 +86,7 @@ def from_config(config: Mapping[str, Any], where: str = "config.json") -> dict[s
     """Layer formats by layer name, from the JSON form.
 
     Raises:
-        CheckpointError: newer schema, an unknown format, or a field that is missing.
+        CheckpointError: newer schema, an unknown format or mode, or a field that is missing.
     """
     check_version(config, where)
     specs: dict[str, LayerSpec] = {}
@@ -94,11 +94,18 @@ def from_config(config: Mapping[str, Any], where: str = "config.json") -> dict[s
         try:
             weights, inputs = group["weights"], group["input_activations"]
             activations = None if inputs is None else _activation_spec(inputs)
-            spec = LayerSpec(_weight_spec(weights), activations, group.get("mode", "exact"))
+            spec = LayerSpec(_weight_spec(weights), activations, _mode(group, where))
         except KeyError as error:
             raise CheckpointError(f"config_groups lacks {error}", where=where) from None
         specs |= dict.fromkeys(group["targets"], spec)
     return specs
+
+
+def _mode(group: Mapping[str, Any], where: str) -> Literal["exact", "folded"]:
+    """Groups without a mode are exact."""
+    if (mode := group.get("mode", "exact")) not in ("exact", "folded"):
+        raise CheckpointError(f"config_groups has the mode {mode!r}, not exact or folded", where=where)
+    return cast(Literal["exact", "folded"], mode)
 
 
 def _weight_spec(weights: Mapping[str, Any]) -> WeightSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ def formats(json: Json = False) -> None:
     """Number formats, and the kernels this machine has for them."""
     from compress.formats import FORMATS
     from compress.kernels import cpu_library
-    from compress.kernels.backends import BACKENDS
+    from compress.kernels.backends import ENVIRONMENT, candidates, cpu_is_chosen
 
     rows = [
         (f.name, f.bits, f.kind, f"{f.max_value:g}", "any" if f.layout is None else f.layout.describe(), f.citation)
@@ -43,12 +44,15 @@ def formats(json: Json = False) -> None:
         return print_json([dict(zip(names, row, strict=True)) for row in rows])
     print(text_table(["format", "bits", "kind", "largest", "blocks", "defined in"], rows, right=(1, 3)))
     library = cpu_library.library()
-    backends = [backend.name for backend in BACKENDS if library or backend.name != "cpu"]
-    print(f"\nkernels, fastest first: {', '.join(backends)}")
+    asked = candidates()
+    forced = os.environ.get(ENVIRONMENT)
+    able = [backend.name for backend in asked if library or backend.name != "cpu"]
+    print(f"\nkernels{f' with {ENVIRONMENT}={forced}' if forced else ''}, fastest first: {', '.join(able)}")
     if library is None:
         print(cpu_library.announcement())
     else:
-        isas = (f"{isa} (in use)" if isa == library.isa else isa for isa in library.isas)
+        used = library.isa if cpu_is_chosen() else ""
+        isas = (f"{isa} (in use)" if isa == used else isa for isa in library.isas)
         print(f"instruction sets of cpu: {', '.join(isas)}")
     return None
 

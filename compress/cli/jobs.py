@@ -127,6 +127,7 @@ def _plan_data(plan: Plan) -> dict[str, Any]:
         "memory_bytes": plan.memory_bytes,
         "seconds": plan.seconds,
         "steps": plan.steps,
+        "kernels": plan.kernels,
         "notes": plan.notes,
     }
 
@@ -156,5 +157,7 @@ def _print_plan(plan: Plan) -> None:
     )
     print(f"memory      about {size_text(plan.memory_bytes)} at the peak")
     print(f"time        about {duration_text(plan.seconds)} of model calls on this machine")
+    if plan.kernels:
+        print(f"kernels     {plan.kernels}")
     for note in plan.notes:
         print(f"note        {note}")

@@ -19,11 +19,13 @@ from compress.evaluate.latency import Timings, interleaved_latency
 from compress.evaluate.machine import machine_facts
 from compress.evaluate.memory import measure_peak
 from compress.evaluate.noise_floor import thread_count
+from compress.export.manifest import read_manifest as read_export
 from compress.export.onnx_export import export_denoiser
-from compress.export.session import OnnxDenoiser
-from compress.kernels.cpu_library import library
+from compress.export.session import OnnxDenoiser, kernels_available
+from compress.kernels.backends import kernels_in_use
 from compress.models.adapter import Adapter
 from compress.models.source import open_adapter, resolve
+from compress.report.write import load_report
 
 _Note = Callable[[str], None]
 MEMORY_TARGET = "compress.stages.evaluate.targets:run_once"
@@ -90,15 +92,17 @@ def bench_run(folder: Path, settings: BenchSettings, note: _Note) -> Bench:
     The original's ONNX is exported to a temporary folder. `note` is told what happens.
 
     Raises:
-        InputError: the folder is no run's output. ModelError, CheckpointError: a part cannot be read.
+        InputError: the folder is no run's output, or its original is gone. ModelError, CheckpointError, ExportError: a
+            part cannot be read.
     """
     register()
     checkpoint = folder / "checkpoint"
     if not checkpoint.is_dir():
         raise InputError("no checkpoint here", where=str(folder), hint="give the output folder of `compress run`")
     adapter = open_adapter(resolve(str(checkpoint)))
-    original = _original(checkpoint, adapter)
-    onnx = next((path.parent for path in sorted((folder / "onnx").glob("*/model.onnx"))), None)
+    original = open_adapter(resolve(_original(folder, checkpoint / component_name(adapter.source))))
+    exported = folder / "onnx" / component_name(adapter.source)
+    onnx = exported if (exported / "model.onnx").is_file() else None
     with TemporaryDirectory(prefix="compress-bench-") as scratch, thread_count(settings.threads):
         contenders = list(_contenders(original, adapter, onnx, Path(scratch), settings, note))
         note(f"timing {len(contenders)} ways to make one call, {settings.rounds} rounds")
@@ -108,10 +112,20 @@ def bench_run(folder: Path, settings: BenchSettings, note: _Note) -> Bench:
     return Bench(folder.name, settings, machine_facts(), rows)
 
 
-def _original(checkpoint: Path, adapter: Adapter) -> Adapter:
-    """The model a checkpoint was made from, as its manifest names it."""
-    recipe = read_manifest(checkpoint / component_name(adapter.source))["recipe"]
-    return open_adapter(resolve(str(recipe["model"]["source"])))
+def _original(folder: Path, component: Path) -> str:
+    """The model a run started from; a relative folder as the run resolved it, which only its report says."""
+    written = str(read_manifest(component)["recipe"]["model"]["source"])
+    names = [written]
+    if (folder / "report" / "report.json").is_file():
+        names.insert(0, str(load_report(folder).model.get("source", written)))
+    for name in names:
+        if "://" in name or Path(name).expanduser().is_dir():
+            return name
+    raise InputError(
+        f"the original model {names[0]} is not there any more",
+        where=str(folder),
+        hint="put it back, or work in the folder that `compress run` was called in",
+    )
 
 
 def _contenders(
@@ -128,18 +142,19 @@ def _contenders(
         return OnnxDenoiser(folder, threads=settings.threads, spinning=False, kernels=kernels)
 
     source = original.source.folder
-    yield made("original", "PyTorch", denoise_with(original, original.load()), _part(original), source=source)
+    model = original.load()
+    yield made("original", "PyTorch", denoise_with(original, model), _part(original), source=source)
     note("exporting the original to ONNX")
-    plain = export_denoiser(original, original.load(), scratch / "original").path.parent
+    plain = export_denoiser(original, model, scratch / "original").path.parent
     yield made("original", "onnxruntime", session(plain, False), plain, source=source, onnx=str(plain), kernels=False)
     source = compressed.source.folder
     loaded = denoise_with(compressed, compressed.load())
-    yield made("checkpoint", f"PyTorch, {_kernels()}", loaded, _part(compressed), source=source)
+    yield made("checkpoint", f"PyTorch, kernels {kernels_in_use()}", loaded, _part(compressed), source=source)
     if onnx is None:
         return
-    if library() is not None:
+    if kernels_available() and read_export(onnx)["operators"] == "compress":
         launch = {"source": source, "onnx": str(onnx), "kernels": True}
-        yield made("onnx", f"onnxruntime, {_kernels()}", session(onnx, True), onnx, **launch)
+        yield made("onnx", f"onnxruntime, kernels {kernels_in_use()}", session(onnx, True), onnx, **launch)
     launch = {"source": source, "onnx": str(onnx), "kernels": False}
     yield made("onnx", "onnxruntime, stock", session(onnx, False), onnx, **launch)
 
@@ -147,11 +162,6 @@ def _contenders(
 def _part(adapter: Adapter) -> Path:
     """The folder of the denoiser."""
     return Path(adapter.source.folder) / adapter.source.denoiser
-
-
-def _kernels() -> str:
-    found = library()
-    return f"kernels {found.isa}" if found else "no kernels"
 
 
 def _rows(

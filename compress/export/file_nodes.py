@@ -21,7 +21,8 @@ from torch import Tensor
 from compress.export.functions import node_attributes
 from compress.export.graph_edit import constant, get_input, input_names, operators_in, sole_consumer
 
-_FOLDED = ("bias", "smooth")  # inputs that may hold what followed or preceded the layer
+_FOLDED = ("bias", "smooth", "residual")  # inputs that may hold what followed or preceded the layer
+_BY_ROW = ("codes", "scales", "zero_points", "bias")
 
 
 class Written(NamedTuple):
@@ -66,7 +67,7 @@ class FileNodes:
         places = self._places.get(_digest(tensors["codes"].detach().cpu().numpy()), [])
         if not places:
             return None
-        place = next((p for p in places if _same_scales(p, tensors["scales"])), places[0])
+        place = max(places, key=lambda place: _agreement(place, tensors))
         given = {name: get_input(place.node, name) for name in input_names(place.node)}
         own = {name: _tensor(value, tensors.get(name)) for name, value in given.items() if value is not None}
         found = {n: t for n, t in own.items() if t is not None and (n in tensors or n not in _FOLDED)}
@@ -93,12 +94,22 @@ def _pieces(node: Any) -> list[slice]:
     return [slice(None), *(slice(start, end) for start, end in pairwise(ends))]
 
 
-def _same_scales(place: _Place, scales: Tensor) -> bool:
-    found = _tensor(get_input(place.node, "scales"), None)
-    if found is None or found.dtype != scales.dtype:
+def _agreement(place: _Place, tensors: Mapping[str, Tensor]) -> int:
+    """How many inputs of the node are the layer's own; all of them in the node that the layer became."""
+    return sum(_agrees(place, name, tensors.get(name)) for name in input_names(place.node))
+
+
+def _agrees(place: _Place, name: str, own: Tensor | None) -> bool:
+    value = get_input(place.node, name)
+    found = _tensor(value, None)
+    if own is None:
+        return value is None or name in _FOLDED
+    if found is None:
+        return value is not None  # computed, so nothing can be said
+    if found.dtype != own.dtype or (name not in _BY_ROW and found.shape != own.shape):
         return False
-    rows = found if len(found) == 1 else found[place.rows]
-    return bool((rows.float() == scales.detach().cpu().float()).all())
+    rows = found[place.rows] if name in _BY_ROW and len(found) > 1 else found  # scales of tensors are repeated
+    return bool((rows.float() == own.detach().cpu().float()).all())
 
 
 def _tensor(value: Any, otherwise: Tensor | None) -> Tensor | None:

@@ -71,7 +71,6 @@ def _remove_duplicates(model: Any) -> int:
 
 def _make_contiguous(model: Any) -> None:
     """Lay out the initializers that are views, as the transposed weights of plain linear layers: they are hashed."""
-    import numpy as np
     import onnx_ir
 
     for value in model.graph.initializers.values():
@@ -90,7 +89,7 @@ def _fuse_bias(graph: Any, node: Any) -> bool:
     y = node.outputs[0]
     add = sole_consumer(y)
     takes = "bias" in input_names(node) and get_input(node, "bias") is None and _is_open(node)
-    if not takes or not _is(add, "Add") or add.outputs[0].is_graph_output():
+    if not takes or y.shape is None or not _is(add, "Add") or add.outputs[0].is_graph_output():
         return False
     other = add.inputs[1] if add.inputs[0] is y else add.inputs[0]
     channels = y.shape[1 if is_convolution(node) else -1]
@@ -152,7 +151,7 @@ def _fuse_smooth(graph: Any, node: Any) -> bool:
     if "smooth" not in input_names(node) or get_input(node, "smooth") is not None or sole_consumer(x) is not node:
         return False
     multiply = x.producer()
-    if not _is(multiply, "Mul"):
+    if not _is(multiply, "Mul") or x.shape is None:
         return False
     channels = x.shape[1 if is_convolution(node) else -1]
     for value, factor in (tuple(multiply.inputs), tuple(multiply.inputs)[::-1]):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compress.errors import CompressError, ExportError, InputError
 from compress.export.manifest import read_manifest
-from compress.kernels import cpu_library
+from compress.kernels import backends, cpu_library
 
 _CPUINFO = Path("/proc/cpuinfo")
 _ERRORS_ONLY = 3
@@ -29,12 +29,12 @@ def open_session(
 
     `threads` is the number of threads within an operator, onnxruntime's choice when None. `spinning` (its default) lets
     idle threads wait busily, which takes their cores from whatever else runs between two calls. `kernels` registers our
-    operators where their library is installed, and logs once where it is not; without them the functions run that the
-    file holds.
+    operators where their library is installed, and logs once where it is not; without them, or where COMPRESS_KERNEL
+    names another backend than the C++ kernels, the functions run that the file holds.
 
     Raises:
-        InputError: there is no such file. ExportError: onnxruntime refuses it; carries the reason. RunError: there is
-            no library, and COMPRESS_REQUIRE_KERNELS wants one.
+        InputError: there is no such file, or COMPRESS_KERNEL names no backend. ExportError: onnxruntime refuses it;
+            carries the reason. RunError: there is no library, and COMPRESS_REQUIRE_KERNELS wants one.
     """
     import onnxruntime
 
@@ -61,10 +61,12 @@ def open_session(
 
 def kernels_available() -> bool:
     """Whether a session with `kernels` runs our operators, not the functions in the file."""
-    return cpu_library.library() is not None
+    return backends.cpu_is_chosen() and cpu_library.library() is not None
 
 
 def _register(options: Any, threads: int | None) -> None:
+    if not backends.cpu_is_chosen():
+        return
     if cpu_library.required():
         cpu_library.the_library()
     if not kernels_available():

@@ -29,7 +29,7 @@ from compress.export.stock_layers import StockForm, choose
 from compress.kernels.onnx_functions import function_for
 from compress.kernels.onnx_variants import Variant, variant_of
 from compress.kernels.onnx_weights import WeightForm
-from compress.kernels.schema import DOMAIN, QCONV2D, QMATMUL
+from compress.kernels.schema import DOMAIN, QCONV2D, QMATMUL, Operator
 
 INLINED: Final = "inlined function"
 _OURS: Final = f"{DOMAIN}.stock"  # domain of functions that exist until they are inlined
@@ -86,22 +86,25 @@ def _replace(model: Any, node: Any, name: str, opset: int) -> LayerNote:
     """Point one node to a function made for it; nodes that have no stock form keep their operator."""
     layer = layer_of(node)
     operator = operator_of(node)
-    if operator not in (QMATMUL, QCONV2D):
-        return LayerNote(layer, INLINED, "its function in standard operators", ("weights are decoded in each run",))
     attributes = node_attributes(node)
+    decoded = operator in (QMATMUL, QCONV2D)  # stock operators take codes of single weights, with scales as they are
     try:
-        variant = variant_of(operator, {**attributes, "mode": "exact"}, node_inputs(node))
+        variant = variant_of(operator, attributes | ({"mode": "exact"} if decoded else {}), node_inputs(node))
+        form = _form(operator, node, variant, attributes) if decoded else "no stock operator has codes of vectors"
     except ExportError as error:
         raise ExportError(error.message, where=layer, hint=error.hint) from error
-    names = [tensor.name for tensor in operator.inputs]
-    values = {n: v for n, v in zip(names, node.inputs, strict=False) if v is not None}
-    constants = {n: _tensor(v) for n, v in values.items() if n != "x" and v.const_value is not None}
-    shape = tuple(extent if isinstance(extent, int) else None for extent in values["x"].shape)
-    form = choose(variant, attributes, constants, shape)
     if isinstance(form, str):
         return _body_note(layer, variant, form)
     _call(model, node, variant, form, name, opset)
     return LayerNote(layer, form.operator, form.became, form.differs, form.exact)
+
+
+def _form(operator: Operator, node: Any, variant: Variant, attributes: dict[str, Any]) -> StockForm | str:
+    names = [tensor.name for tensor in operator.inputs]
+    values = {n: v for n, v in zip(names, node.inputs, strict=False) if v is not None}
+    constants = {n: _tensor(v) for n, v in values.items() if n != "x" and v.const_value is not None}
+    shape = tuple(extent if isinstance(extent, int) else None for extent in values["x"].shape)
+    return choose(variant, attributes, constants, shape)
 
 
 def _body_note(layer: str, variant: Variant, reason: str) -> LayerNote:
@@ -109,9 +112,10 @@ def _body_note(layer: str, variant: Variant, reason: str) -> LayerNote:
         reasons = (reason, "computes in float32: the weight is decoded in each run")
         return LayerNote(layer, INLINED, "its function in standard operators", reasons)
     operator = "ConvInteger" if variant.geometry else "MatMulInteger"
-    assert isinstance(variant.weight, WeightForm), "other weights have no integer route"
-    packed = variant.weight.bits < 8
-    differs = (f"codes of {variant.weight.bits} bits are unpacked in each run",) if packed else ()
+    differs: tuple[str, ...] = ("codewords are looked up in each run",)
+    if isinstance(variant.weight, WeightForm):
+        packed = variant.weight.bits < 8
+        differs = (f"codes of {variant.weight.bits} bits are unpacked in each run",) if packed else ()
     return LayerNote(layer, operator, f"{operator}, scales applied after: {reason}", differs)
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.errors import ExportError
 from compress.export.stock_builders import (
     FLOAT32,
     INT8,
@@ -29,7 +31,6 @@ from compress.export.stock_weights import (
     matmul_nbits,
     read_weight,
 )
-from compress.formats import get_format
 from compress.kernels.onnx_activations import MIDDLE, ActForm
 from compress.kernels.onnx_graph import Body
 from compress.kernels.onnx_variants import Variant
@@ -74,11 +75,14 @@ def choose(
 ) -> StockForm | str:
     """The form of a call, or the reason why it stays a function body, inlined.
 
-    `tensors` are the constant inputs by name, `x` the shape of the activations.
+    `tensors` are the constant inputs by name, `x` the shape of the activations. ExportError for zero points of
+    activations that are no bytes.
     """
     assert isinstance(variant.weight, WeightForm), "matrix products and convolutions have no other weights"
     if not {"codes", "scales"} <= tensors.keys() or ("zero_points" in variant.inputs) != ("zero_points" in tensors):
         return "the weight is no constant"
+    if variant.act is not None and "act_zero_point" in tensors:
+        _byte_zero(variant.act, tensors)  # every form has it as a byte
     channels = x[1 if variant.geometry else -1]
     assert channels is not None, "variants know the number of channels"
     k = channels
@@ -93,7 +97,7 @@ def choose(
     if weight is None:
         return "its code values are no multiples of one step, which stock integer operators need"
     if variant.geometry:
-        return _convolution(variant, weight)
+        return _convolution(variant, weight, str(attributes["mode"]))
     return _linear(variant, weight, tensors, len(x), str(attributes["mode"]))
 
 
@@ -193,11 +197,24 @@ def _qdq(variant: Variant, weight: IntegerWeight, tensors: Mapping[str, Tensor],
     inputs = _signed_matrix(weight)
     inputs["act_scale"] = tensors["act_scale"].float().reshape(()).numpy()
     if "act_zero_point" in tensors:
-        middle = MIDDLE if get_format(variant.act.format).signed else 0
-        inputs["act_zero_point"] = (tensors["act_zero_point"].reshape(()) + middle).numpy().astype(np.uint8)
+        inputs["act_zero_point"] = _byte_zero(variant.act, tensors).reshape(())
     became = "MatMul between QuantizeLinear and DequantizeLinear, one integer product in onnxruntime"
     settings = {"rank": rank, "zeros": inputs["scales"].shape}
     return StockForm("MatMul", became, _byte_notes(variant, weight), True, inputs, QdqMatMulBuilder, settings)
+
+
+def _byte_zero(act: ActForm, tensors: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+    """The zero points of activations whose codes are unsigned bytes."""
+    zeros = tensors["act_zero_point"].float()
+    shifted = zeros + (MIDDLE if act.number_format.signed else 0)
+    found = shifted.to(torch.uint8)
+    if not torch.equal(found.float(), shifted):
+        raise ExportError(
+            f"act_zero_point is {zeros.flatten()[:3].tolist()}, no code of {act.format}",
+            hint="calibrate again, or use symmetric activations",
+        )
+    array: NDArray[np.uint8] = found.numpy()
+    return array
 
 
 def _byte_notes(variant: Variant, weight: IntegerWeight) -> tuple[str, ...]:
@@ -207,7 +224,7 @@ def _byte_notes(variant: Variant, weight: IntegerWeight) -> tuple[str, ...]:
     return tuple(notes if largest <= _SAFE_CODE else [*notes, _VNNI])
 
 
-def _convolution(variant: Variant, weight: IntegerWeight) -> StockForm | str:
+def _convolution(variant: Variant, weight: IntegerWeight, mode: str) -> StockForm | str:
     if variant.integer_route:
         return "QLinearConv would round the output to 8 bits too"
     if _bits(variant) not in (4, 8) or weight.bits != _bits(variant):
@@ -229,5 +246,7 @@ def _convolution(variant: Variant, weight: IntegerWeight) -> StockForm | str:
     differs = ["computes in float32: the weight is decoded in each run"]
     if variant.act:
         differs[0] += f", activations are rounded to {variant.act.format} before"
+    folds = mode == "folded" and grouped
+    differs += [_FOLDED] if folds else []
     became = f"DequantizeLinear of int{weight.bits} before Conv"
-    return StockForm("Conv", became, tuple(differs), True, inputs, DequantizedConvBuilder, settings)
+    return StockForm("Conv", became, tuple(differs), not folds, inputs, DequantizedConvBuilder, settings)

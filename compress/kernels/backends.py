@@ -67,8 +67,14 @@ class Cpu:
         return Support(not reason, reason)
 
     def __call__(self, call: Call) -> Tensor:
-        """The reference's result up to the order of float32 additions, whatever the number of threads."""
-        return cpu_library.the_library().compute(call)
+        """The reference's result up to the order of float32 additions, whatever the number of threads.
+
+        Calls that the library refuses because of values, which facts do not tell, go to the reference.
+        """
+        try:
+            return cpu_library.the_library().compute(call)
+        except cpu_library.RefusedValues:
+            return Reference()(call)
 
 
 class TorchInt8:
@@ -97,26 +103,32 @@ def select(op_name: str, facts: Facts) -> Backend:
     `COMPRESS_KERNEL=reference` forces the reference. The name of an instruction set (`avx2`, `scalar`, …) means the
     backend `cpu` with that one. InputError when it names neither, or one that this CPU lacks.
     """
-    candidates = _candidates()
-    if candidates[0].name == Cpu.name:
+    asked = candidates()
+    if asked[0].name == Cpu.name:
         cpu_library.announce()
-    return next(backend for backend in candidates if backend.supports(op_name, facts).ok)
+    return next(backend for backend in asked if backend.supports(op_name, facts).ok)
 
 
 def explain(op_name: str, facts: Facts) -> dict[str, Support]:
     """What each backend says to the layer, in order, by name: the plan's answer to "why is this layer slow?"."""
-    return {backend.name: backend.supports(op_name, facts) for backend in _candidates()}
+    return {backend.name: backend.supports(op_name, facts) for backend in candidates()}
+
+
+def cpu_is_chosen() -> bool:
+    """Whether the C++ kernels come first where they are installed: COMPRESS_KERNEL names no other backend."""
+    return candidates()[0].name == Cpu.name
 
 
 def kernels_in_use() -> str:
     """The instruction set of the C++ kernels in use, or `none` with the reason: a fact of this machine, for reports."""
-    if _candidates()[0].name != Cpu.name:
+    if not cpu_is_chosen():
         return f"none ({ENVIRONMENT}={os.environ[ENVIRONMENT]})"
     library = cpu_library.library()
     return f"none ({cpu_library.reason()})" if library is None else library.isa
 
 
-def _candidates() -> tuple[Backend, ...]:
+def candidates() -> tuple[Backend, ...]:
+    """The backends that are asked, in order. InputError as in `select`."""
     forced = os.environ.get(ENVIRONMENT, "")
     _force_isa(forced)
     name = Cpu.name if forced in cpu_library.ISAS else forced
@@ -128,7 +140,7 @@ def _candidates() -> tuple[Backend, ...]:
         library = cpu_library.library()
         isas = f"; instruction sets: {', '.join(library.isas)}" if library else ""
         raise InputError(f"{ENVIRONMENT}={forced} names no kernel backend", hint=f"backends: {names}{isas}")
-    return chosen[0], BACKENDS[-1]
+    return tuple(dict.fromkeys((chosen[0], BACKENDS[-1])))
 
 
 _isa_of_environment = ""  # what _force_isa did last, so that it leaves a choice made in Python alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from compress.errors import FormatError
 from compress.formats import get_format, packed_bytes
 from compress.kernels.folding import MOST_BITS, whole_factor
-from compress.kernels.schema import ACTIVATIONS
+from compress.kernels.schema import ACTIVATIONS, OPERATORS
 
 
-class Geometry(NamedTuple):
+class ConvFacts(NamedTuple):
     """A convolution but for the sizes of its images."""
 
     channels: int
@@ -67,14 +68,14 @@ class Facts:
     vector: int = 0
     integer_codebook: bool = False
 
+    smooth: bool = False
+    rank: int = 0
+    geometry: ConvFacts | None = None
+
     @property
     def folds_blocks(self) -> bool:
         """Whether block scales are folded, so that one scale serves a whole output channel."""
         return self.folds and not (self.table and not self.table_is_whole)
-
-    smooth: bool = False
-    rank: int = 0
-    geometry: Geometry | None = None
 
 
 class Call:
@@ -109,6 +110,11 @@ class Call:
         return self.x.shape[-1]
 
     @property
+    def channels(self) -> int:
+        """Input channels, each of which has its smoothing factor."""
+        return self.x.shape[-1]
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of y; plain size arithmetic, so it also works on symbolic sizes."""
         return (*self.x.shape[:-1], self.n)
@@ -140,7 +146,7 @@ class Call:
             geometry=self._geometry(),
         )
 
-    def _geometry(self) -> Geometry | None:
+    def _geometry(self) -> ConvFacts | None:
         return None
 
     def check(self) -> None:
@@ -151,7 +157,9 @@ class Call:
         self._check_activations()
         if (self.low_rank_a is None) != (self.low_rank_b is None):
             self._refuse("low_rank_a and low_rank_b go together")
+        self._check_vectors()
         self._check_output()
+        self._check_devices()
 
     def _check_weight(self) -> None:
         raise NotImplementedError
@@ -173,6 +181,27 @@ class Call:
             value: Tensor | None = getattr(self, name)
             if value is not None and not _broadcasts(value, self.act_scale_shape):
                 self._refuse(f"{name} {list(value.shape)} does not broadcast against {list(self.act_scale_shape)}")
+
+    def _check_vectors(self) -> None:
+        """Kernels read these by address, so their sizes must be exact."""
+        rank = () if self.low_rank_a is None else tuple(self.low_rank_a.shape[-1:])
+        self._check_numbers("bias", (self.n,))
+        self._check_numbers("smooth", (self.channels,))
+        self._check_numbers("low_rank_a", (self.k, *rank))
+        self._check_numbers("low_rank_b", (*rank, self.n))
+
+    def _check_numbers(self, name: str, shape: tuple[int, ...]) -> None:
+        """Of an optional input, that it is floating point and of that shape."""
+        value: Tensor | None = getattr(self, name)
+        if value is not None and (value.shape != shape or not value.is_floating_point()):
+            self._refuse(f"{name} is {value.dtype} {list(value.shape)}, not floating point {list(shape)}")
+
+    def _check_devices(self) -> None:
+        device = self.x.device
+        for name in _tensor_names(self.name):
+            value: Tensor | None = getattr(self, name)
+            if value is not None and value.device != device:
+                self._refuse(f"{name} is on {value.device}, x on {device}")
 
     def _check_output(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -251,6 +280,8 @@ class MatmulCall(Call):
             self._refuse(
                 f"codes are {self.codes.dtype} {list(self.codes.shape)}, k={self.k} needs torch.uint8 {list(need)}"
             )
+        if self.zero_points is not None and self.zero_points.dtype != torch.uint8:
+            self._refuse(f"zero_points are {self.zero_points.dtype}, not torch.uint8")
         if self.scales.dtype != torch.uint8 and not self.scales.is_floating_point():
             self._refuse(f"scales are {self.scales.dtype}, not floating point or uint8 exponents")
         if self.global_scale is not None and self.global_scale.numel() != 1:
@@ -259,8 +290,7 @@ class MatmulCall(Call):
             value: Tensor | None = getattr(self, name)
             if value is not None and not _broadcasts(value, need[:2], rank=2):
                 self._refuse(f"{name} {list(value.shape)} do not broadcast against {list(need[:2])}")
-        if self.table is not None and tuple(self.table.shape) != (1 << self.bits,):
-            self._refuse(f"table has shape {list(self.table.shape)}, not [{1 << self.bits}]")
+        self._check_numbers("table", (1 << self.bits,))
         if self.table is not None and self.zero_points is not None:
             self._refuse("table and zero_points exclude each other")
 
@@ -281,6 +311,11 @@ class Convolution(Call):
         return self.x.shape[1] // self.groups * self.kernel[0] * self.kernel[1]
 
     @property
+    def channels(self) -> int:
+        """Input channels, of all groups."""
+        return self.x.shape[1]
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of y."""
         sizes = zip(self.x.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
@@ -291,11 +326,11 @@ class Convolution(Call):
         """What a static activation scale must broadcast to: one scale for each image."""
         return (self.x.shape[0], 1, 1, 1)
 
-    def _geometry(self) -> Geometry:
+    def _geometry(self) -> ConvFacts:
         kernel, stride, padding, dilation = (
             (int(pair[0]), int(pair[-1])) for pair in (self.kernel, self.stride, self.padding, self.dilation)
         )
-        return Geometry(self.x.shape[1], kernel, stride, padding, dilation, self.groups)
+        return ConvFacts(self.channels, kernel, stride, padding, dilation, self.groups)
 
     def check(self) -> None:
         """Raises FormatError, saying which input, when the arguments do not fit together."""
@@ -316,6 +351,12 @@ class ConvCall(Convolution, MatmulCall):
     """Arguments of `qconv2d`, in the order and with the defaults of `schema.QCONV2D`."""
 
     name: ClassVar[str] = "qconv2d"
+
+
+@functools.cache
+def _tensor_names(op_name: str) -> tuple[str, ...]:
+    """Inputs of an operator."""
+    return next(tuple(tensor.name for tensor in o.inputs) for o in OPERATORS if o.name == op_name)
 
 
 def _broadcasts(value: Tensor, shape: tuple[int, ...], rank: int | None = None) -> bool:

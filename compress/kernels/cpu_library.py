@@ -18,8 +18,7 @@ from torch import Tensor
 
 from compress.errors import CompressError, FormatError, InputError, MemoryBudgetError, RunError
 from compress.kernels import cpu_abi, cpu_call, cpu_runner
-from compress.kernels.call import Call, ConvCall, Facts, MatmulCall
-from compress.kernels.vq_call import VqConvCall, VqMatmulCall
+from compress.kernels.call import Call, Facts, MatmulCall
 
 ISAS: Final = ("avx512vnni", "avxvnni", "avx2", "neon_dot", "scalar")
 """Instruction sets with kernels, best first; COMPRESS_KERNEL may name one."""
@@ -29,6 +28,10 @@ REQUIRE: Final = "COMPRESS_REQUIRE_KERNELS"
 _REBUILD = "install again, or `make kernels`, with a C++17 compiler on the path"
 _LOG = logging.getLogger(__name__)
 _MESSAGE_BYTES = 512
+
+
+class RefusedValues(RunError):
+    """The kernels do not compute a call because of values in it, which its facts do not tell."""
 
 
 class Library:
@@ -90,7 +93,11 @@ class Library:
         return message.value.decode(errors="replace") or f"{op_name} refuses the layer without a reason"
 
     def compute(self, call: Call) -> Tensor:
-        """The operator's result in x's type. FormatError for calls that do not fit together."""
+        """The operator's result in x's type.
+
+        FormatError for calls that do not fit together, RefusedValues for what `refusal` could not know, such as
+        activation zero points that are no codes.
+        """
         call.check()
         bound = cpu_call.Bound(call)
         if bound.y.numel():
@@ -112,13 +119,13 @@ class Library:
             return ctypes.byref(bound.geometry), weight
         return bound.x.numel() // bound.x.shape[-1], weight
 
-    def time_product(self, call: MatmulCall) -> float:
-        """Seconds of the matrix product of one qmatmul, its rows being quantized already."""
+    def time_product(self, call: MatmulCall) -> tuple[float, Tensor]:
+        """Seconds of the matrix product of one qmatmul, its rows being quantized already, and the result."""
         call.check()
         bound, seconds = cpu_call.Bound(call), ctypes.c_double()
         head = (bound.x.data_ptr(), *self._head(bound))
         self._run(call, head, bound, self.runner(torch.get_num_threads()), ctypes.byref(seconds), name="time_qmatmul")
-        return seconds.value
+        return seconds.value, bound.y.to(call.x.dtype)
 
 
 def _error(status: int, message: str, where: str) -> CompressError:
@@ -126,7 +133,7 @@ def _error(status: int, message: str, where: str) -> CompressError:
         return FormatError(message, where=where)
     if status == cpu_abi.NO_MEMORY:
         return MemoryBudgetError(message or "out of memory", where=where, hint="use smaller batches")
-    return RunError(message, where=where, hint="COMPRESS_KERNEL=reference computes it")
+    return RefusedValues(message, where=where, hint="COMPRESS_KERNEL=reference computes it")
 
 
 @functools.cache
@@ -179,26 +186,6 @@ def announce() -> None:
         _LOG.warning(text)
 
 
-def qmatmul(call: MatmulCall) -> Tensor:
-    """`qmatmul` of a call that `Library.refusal` does not object to; RunError without the library."""
-    return the_library().compute(call)
-
-
-def qconv2d(call: ConvCall) -> Tensor:
-    """`qconv2d`, as `qmatmul`."""
-    return the_library().compute(call)
-
-
-def vqmatmul(call: VqMatmulCall) -> Tensor:
-    """`vqmatmul`, as `qmatmul`."""
-    return the_library().compute(call)
-
-
-def vqconv2d(call: VqConvCall) -> Tensor:
-    """`vqconv2d`, as `qmatmul`."""
-    return the_library().compute(call)
-
-
 def peak_gops(threads: int, seconds: float = 0.2) -> float | None:
     """Billions of operations a second (2 a multiply-add) of byte products in registers alone: the limit of this CPU.
 
@@ -210,4 +197,4 @@ def peak_gops(threads: int, seconds: float = 0.2) -> float | None:
 
 def bench_gemm(call: MatmulCall) -> float:
     """Seconds of the matrix product alone, rows quantized beforehand: one run. RunError without the library."""
-    return the_library().time_product(call)
+    return the_library().time_product(call)[0]

@@ -19,6 +19,8 @@ from compress.errors import FormatError
 SMALLEST_RATIO = 0.25
 MOST_BITS = 6
 PANEL_MAX = 127.0
+SMALLEST_LARGEST = 2.0**-100
+"""What the largest value of a table or codebook counts as at least, so that one of zeros stays one."""
 
 
 class Folded(NamedTuple):
@@ -39,7 +41,8 @@ def fold(values: Tensor, scales: Tensor, largest: float, bits: int) -> Folded:
 
     With c the channel's largest block scale, v_max the largest magnitude a value can have (`largest`) and r the
     block's `scale / c`, a block with r >= 1/4 becomes `round(v * (r * (127 / v_max)))`, half to even, in units of
-    `c * v_max / 127`.
+    `c * v_max / 127`. Other blocks stay exact, also those whose scale is no such part of c (negative, NaN), so that a
+    NaN reaches the weight. Blocks of scale c = 0 are zeros.
 
     Added error, per weight: at most `c * v_max / 254`, i.e. `v_max / (254 r)` of the block's own scale: for symmetric
     int4 (v_max 8) 3 % of a step at r = 1, 13 % at r = 1/4, beside the format's own half step. Other blocks: none.
@@ -50,8 +53,9 @@ def fold(values: Tensor, scales: Tensor, largest: float, bits: int) -> Folded:
         raise FormatError(f"weights of {bits} bits cannot be folded into an int8 panel", hint="use mode 'exact'")
     block_scales = scales.expand(values.shape[:2])
     channel = block_scales.amax(1, keepdim=True)  # n 1
-    ratio = block_scales / channel
-    exact = ratio < SMALLEST_RATIO  # n k_blocks
+    ratio = torch.where(block_scales == channel, 1.0, block_scales / channel)  # scales may all be 0
+    exact = ~((ratio >= SMALLEST_RATIO) & (ratio <= 1.0))  # n k_blocks
+    largest = max(largest, SMALLEST_LARGEST)
     panel = (values * (ratio * (PANEL_MAX / largest))[..., None]).round_()
     panel.masked_fill_(exact[..., None], 0.0)
     rest = values * torch.where(exact, block_scales, 0.0)[..., None]
@@ -62,9 +66,10 @@ def round_table(table: Tensor) -> tuple[Tensor, Tensor]:
     """A code table as whole numbers from -127 to 127, float32, and the unit they count (0-dimensional).
 
     Entries become `round(v * (127 / v_max))`, half to even, in units of `v_max / 127`. Added error, per weight: at most
-    `v_max / 254` of its block's scale; for NF4 at most 5 % of the smallest step between its values.
+    `v_max / 254` of its block's scale; for NF4 at most 5 % of the smallest step between its values. v_max counts as at
+    least 2**-100.
     """
-    largest = table.abs().max()
+    largest = table.abs().max().clamp_min(SMALLEST_LARGEST)
     return (table * (PANEL_MAX / float(largest))).round_(), largest / PANEL_MAX
 
 

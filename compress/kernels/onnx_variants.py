@@ -26,7 +26,7 @@ class TensorFacts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Geometry:
+class ConvAttributes:
     """Attributes of a convolution."""
 
     kernel: tuple[int, int]
@@ -58,7 +58,7 @@ class Variant:
     halves: tuple[str, ...]
     weight: WeightForm | VqForm
     act: ActForm | None
-    geometry: Geometry | None
+    geometry: ConvAttributes | None
     activation: str = "none"
 
     @property
@@ -105,7 +105,7 @@ def variant_of(operator: Operator, attributes: Mapping[str, Any], inputs: Mappin
     geometry = None
     if "kernel" in attributes:
         kernel, stride, padding, dilation = (_pair(attributes[n]) for n in ("kernel", "stride", "padding", "dilation"))
-        geometry = Geometry(kernel, stride, padding, dilation, int(attributes["groups"]))
+        geometry = ConvAttributes(kernel, stride, padding, dilation, int(attributes["groups"]))
     names = tuple(tensor.name for tensor in operator.inputs if tensor.name in inputs)
     halves = tuple(name for name in names if inputs[name].dtype == "float16")
     weight = _weight_form(attributes, inputs, geometry)
@@ -119,7 +119,7 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 
 
 def _weight_form(
-    attributes: Mapping[str, Any], inputs: Mapping[str, TensorFacts], geometry: Geometry | None
+    attributes: Mapping[str, Any], inputs: Mapping[str, TensorFacts], geometry: ConvAttributes | None
 ) -> WeightForm | VqForm:
     k = _static(inputs["x"].shape[1 if geometry else -1], "x has an unknown number of channels")
     if geometry:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compress.formats.vq import vector_count
-from compress.kernels.folding import PANEL_MAX
+from compress.kernels.folding import PANEL_MAX, SMALLEST_LARGEST
 from compress.kernels.onnx_activations import MIDDLE
 from compress.kernels.onnx_graph import Body
 from compress.kernels.onnx_weights import Order, WeightForm, first, unpack_blocks
-from compress.kernels.vq_reference import SMALLEST_LARGEST
 
 
 @dataclass(frozen=True)

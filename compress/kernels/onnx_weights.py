@@ -105,12 +105,12 @@ def _folded(body: Body, form: WeightForm, values: Codes) -> str:
     scales = scale_values(body, form, guard=True)
     channel = body.op("ReduceMax", scales, body.ints(1), keepdims=1)
     ratio = body.op("Div", scales, channel)
-    exact = body.op("Less", ratio, body.scalar(SMALLEST_RATIO))
+    folds = body.op("GreaterOrEqual", ratio, body.scalar(SMALLEST_RATIO))  # not where 0 is divided by 0
     factor = body.op("Mul", ratio, body.op("Div", body.scalar(PANEL_MAX), _largest(body, form)))
     unit = _block_tensor(body, body.op("Mul", channel, _unit(body, form)), values)
-    multiplied = body.op("Mul", values.name, _block_tensor(body, body.op("Where", exact, scales, factor), values))
+    multiplied = body.op("Mul", values.name, _block_tensor(body, body.op("Where", folds, factor, scales), values))
     panel = body.op("Mul", body.op("Round", multiplied), unit)
-    return body.op("Where", _block_tensor(body, exact, values), multiplied, panel)
+    return body.op("Where", _block_tensor(body, folds, values), panel, multiplied)
 
 
 def _folded_table(body: Body) -> str:

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from compress.formats.vq import decode_vq
 from compress.kernels import reference
-from compress.kernels.folding import PANEL_MAX
+from compress.kernels.folding import PANEL_MAX, SMALLEST_LARGEST
 from compress.kernels.vq_call import VqConvCall, VqMatmulCall
-
-SMALLEST_LARGEST = 2.0**-100
 
 
 class FoldedCodebook(NamedTuple):

@@ -17,11 +17,15 @@ PACKED_NAMES = (
     "weight_packed",
     "weight_scale",
     "weight_zero_point",
-    "weight_global_scale",
+    "weight_scale_factor",
     "input_scale",
     "input_zero_point",
 )
-"""Buffer names of a packed layer, in compressed-tensors' vocabulary; anything else in it is its bias."""
+"""Buffer names of a packed layer; anything else in it is its bias.
+
+In compressed-tensors' vocabulary, but for `weight_scale_factor`: that multiplies the scales, its `weight_global_scale`
+divides them.
+"""
 
 
 class _Packed(nn.Module):
@@ -30,7 +34,7 @@ class _Packed(nn.Module):
     weight_packed: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None
-    weight_global_scale: Tensor | None
+    weight_scale_factor: Tensor | None
     input_scale: Tensor | None
     input_zero_point: Tensor | None
     weight_table: Tensor | None
@@ -49,7 +53,7 @@ class _Packed(nn.Module):
         zero_point = None if spec.weights.symmetric else torch.empty(scales, dtype=torch.uint8, device=device)
         self.register_buffer("weight_zero_point", zero_point)
         global_scale = torch.empty(1, device=device) if spec.weights.has_global_scale else None
-        self.register_buffer("weight_global_scale", global_scale)
+        self.register_buffer("weight_scale_factor", global_scale)
         self.register_buffer("input_scale", torch.empty(1, device=device) if static else None)
         self.register_buffer("input_zero_point", torch.empty(1, device=device) if static and asymmetric else None)
         # Follows from the format's name, so it is not stored; diffusers leaves such buffers off the meta device.
@@ -60,7 +64,7 @@ class _Packed(nn.Module):
     def weight(self) -> Tensor:
         """The weight the operator computes with in mode `exact`, float32; diffusers asks for `.weight.dtype`."""
         stored = (self.weight_packed, self.weight_scale, self.weight_zero_point)
-        return QTensor(*stored, self.shape, self.spec.weights, self.weight_global_scale).dequantize()
+        return QTensor(*stored, self.shape, self.spec.weights, self.weight_scale_factor).dequantize()
 
     def fill(self, weight: QTensor, bias: Tensor | None, act: dict[str, Tensor] | None = None) -> None:
         """Take codes, scales and bias of a quantized layer."""
@@ -77,7 +81,7 @@ class _Packed(nn.Module):
             "bias": self.bias,
             "act_scale": self.input_scale,
             "act_zero_point": self.input_zero_point,
-            "global_scale": self.weight_global_scale,
+            "global_scale": self.weight_scale_factor,
             "bits": get_format(self.spec.weights.format).bits,
             "block_size": self.spec.weights.block_size(length),
             "act_format": "none" if activations is None else activations.operator_format,
@@ -123,7 +127,7 @@ def layer_tensors(weight: QTensor, bias: Tensor | None, act: dict[str, Tensor] |
     if weight.zero_points is not None:
         tensors["weight_zero_point"] = weight.zero_points
     if weight.global_scale is not None:
-        tensors["weight_global_scale"] = weight.global_scale
+        tensors["weight_scale_factor"] = weight.global_scale
     if bias is not None:
         tensors["bias"] = bias
     return tensors | (act or {})

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from compress.config import suggest
 from compress.errors import RecipeError
+from compress.formats import get_format
 from compress.models.adapter import LayerInfo
 from compress.quantize.settings import ActivationSettings, Rule, WeightSettings
 from compress.quantize.spec import LayerSpec
@@ -37,7 +38,7 @@ def assign(
     """The formats of every layer, in the layers' order.
 
     Raises:
-        RecipeError: a rule matches no layer.
+        RecipeError: a rule matches no layer, or a layer has folded weights and no integer activations.
     """
     for number, rule in enumerate(rules):
         if not any(matches(rule, layer) for layer in layers):
@@ -54,7 +55,18 @@ def _assign_one(
             keep = rule.keep or (keep and rule.weights is None)
             weights, activations = rule.weights or weights, rule.activations or activations
     spec = None if keep else LayerSpec(weights.spec(), activations.spec(), weights.mode)
+    if spec is not None and spec.mode == "folded":
+        _check_folding(layer, spec)
     return Assignment(layer, spec, activations)
+
+
+def _check_folding(layer: LayerInfo, spec: LayerSpec) -> None:
+    """Folding costs accuracy, and only integer products gain by it."""
+    if spec.activations is None or get_format(spec.activations.format).kind != "int":
+        raise RecipeError(
+            f"`{layer.name}` has `mode: folded` without integer activations, which alone gain by it",
+            hint="leave out `mode`, or add `activations: {format: int8}`",
+        )
 
 
 def _known(rule: Rule, layers: Sequence[LayerInfo]) -> str:

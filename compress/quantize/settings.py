@@ -53,7 +53,8 @@ class WeightSettings(Config):
         None, description="Stored type of the scales; by default float16 for groups, float32 otherwise."
     )
     mode: Literal["exact", "folded"] = Field(
-        "exact", description="folded: block scales rounded into one int8 panel per channel, faster (up to 6 bits)."
+        "exact",
+        description="folded: block scales, or the table of nf4, rounded to int8; for nf4 and small groups.",
     )
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,7 @@ from compress.models.zoo.classifier import judge_of
 from compress.prune.depth import block_prefix
 from compress.quantize.rules import Assignment
 from compress.recipe.model import LoadedRecipe, Recipe
+from compress.recipe.plan_kernels import layer_kernels, summarize
 from compress.stages.base import stage_kind
 from compress.stages.evaluate.settings import Generation, Latency, NoiseError, Paired, onnx_count
 from compress.stages.prune import Prune, pruned_source_config
@@ -31,7 +33,7 @@ _LIBRARIES = 420 * 2**20  # resident memory of Python with torch and diffusers
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """One row of the plan: bytes are those in the file, before and after."""
+    """One row of the plan: bytes are those in the file, before and after; `kernel` is the backend, empty where kept."""
 
     name: str
     role: str
@@ -42,6 +44,7 @@ class PlannedLayer:
     bytes_after: int
     weight_bits: int
     act_bits: int
+    kernel: str
 
     @property
     def weights(self) -> int:
@@ -59,6 +62,7 @@ class Plan:
         fp32_bytes: of the original model's parameters.
         predicted_bytes: of the compressed safetensors.
         memory_bytes: peak of the run, predicted.
+        kernels: how many layers each backend gets on this CPU, and why not a faster one.
     """
 
     recipe: Recipe
@@ -70,6 +74,7 @@ class Plan:
     memory_bytes: int
     seconds: float
     steps: tuple[str, ...]
+    kernels: str
     notes: tuple[str, ...]
 
     @property
@@ -96,7 +101,8 @@ def make_plan(loaded: LoadedRecipe) -> Plan:
     _check_entries(loaded, adapter)
     final, skeleton, assignments = _after_stages(loaded, adapter)
     final_inspection = inspect_model(final) if final is not adapter else inspection
-    layers = _layers(final_inspection, assignments)
+    kernels = layer_kernels(skeleton)
+    layers = _layers(final_inspection, assignments, {name: kernel.backend for name, kernel in kernels.items()})
     calls = _model_calls(recipe, len(call_timesteps(scheduler, recipe.calibration.sampler)))
     fp32 = 4 * inspection.parameters
     stored = _stored_types(adapter)
@@ -111,6 +117,7 @@ def make_plan(loaded: LoadedRecipe) -> Plan:
         memory_bytes=_memory(inspection, fp32, predicted),
         seconds=sum(calls.values()) * inspection.macs * 2 / _flops(),
         steps=tuple(_steps(recipe, calls)),
+        kernels=summarize(kernels.values()),
         notes=() if stored else ("no weights here: kept tensors are counted as float32",),
     )
 
@@ -151,7 +158,9 @@ def _check_entries(loaded: LoadedRecipe, adapter: Adapter) -> None:
                 )
 
 
-def _layers(inspection: Inspection, assignments: list[Assignment]) -> tuple[PlannedLayer, ...]:
+def _layers(
+    inspection: Inspection, assignments: list[Assignment], kernels: Mapping[str, str]
+) -> tuple[PlannedLayer, ...]:
     specs = {a.info.name: a.spec for a in assignments}
     rows = []
     for facts in inspection.layers:
@@ -164,7 +173,7 @@ def _layers(inspection: Inspection, assignments: list[Assignment]) -> tuple[Plan
         formats = "kept" if spec is None else spec.summary()
         before = 4 * info.weight_parameters
         row = (info.name, str(info.role), info.weight_shape, facts.macs, formats, before, after, weight_bits, act_bits)
-        rows.append(PlannedLayer(*row))
+        rows.append(PlannedLayer(*row, kernels.get(info.name, "")))
     return tuple(rows)
 
 

@@ -142,6 +142,17 @@ def test_ratios_and_report(tmp_path: Path) -> None:
     assert list(json.loads(json.dumps(measured.to_json()))["rows"][0])[:12] == fixed
 
 
+def test_a_stock_session_is_compared_with_ours_on_the_same_file(tmp_path: Path) -> None:
+    labels = ("ort_fp32", "compress int4 exact", "compress_stock int4 exact", "compress int4 g128 exact")
+    rows = [row(name.partition(" ")[0], name, (), 1) for name in labels]
+    values = [[3.0, 4.0], [3.0, 4.5], [3.0, 4.0], [0.0, 0.0]]
+    for found, value in zip(rows, values, strict=True):
+        np.save(measure._output(tmp_path, found.label), np.asarray(value)[:, None])
+    measure._errors(Found(rows), tmp_path)
+    assert [r.relative_error for r in rows] == [0.0, 0.1, 0.0, 1.0]
+    assert [r.same_file_error for r in rows] == [None, None, pytest.approx(0.5 / 29.25**0.5), None]
+
+
 def test_what_cannot_be_made_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(name: str, recipe: artefacts.Recipe, *, reuse: bool) -> Artefact:
         raise RunError("no space", where=name)

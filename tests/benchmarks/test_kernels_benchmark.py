@@ -17,6 +17,7 @@ from benchmarks.operators.render import Measured, label, markdown, ratio
 from benchmarks.operators.timing import Budget, interleaved
 from benchmarks.peers import PROVIDERS, Call, ConvGeometry, Layer, Provider, SelfTimed, providers
 from compress.errors import InputError
+from compress.kernels.cpu_library import library
 
 ARCHITECTURE = ("op", "format", "group", "mode", "m", "k", "n", "provider", "median_ms", "q1", "q3", "peak_fraction")
 """Keys of a row: ARCHITECTURE section 9."""
@@ -65,7 +66,43 @@ def test_every_provider_computes_the_layer(measured: Measured) -> None:
     ours = {(row.format, row.group, row.mode) for row in measured.rows if row.provider == "compress"}
     assert len(ours) == 13
     assert all(row.backend for row in measured.rows if row.provider == "compress")
-    assert {row.op for row in measured.rows if row.format == "vq2"} == {"vqmatmul"}
+    assert {row.op for row in measured.rows if row.format == "vq2"} == {"vqmatmul", "vqconv2d"}
+    assert all((row.reference_error is not None) == row.provider.startswith("compress") for row in measured.rows)
+    assert all((row.reference_error or 0.0) <= 1e-5 for row in measured.rows)
+
+
+def test_depthwise_convolutions() -> None:
+    shape = Shape("conv", "tiny", 8, 9, (2 * 5 * 5,), ConvGeometry(3, 1, 1, 8), (2, 8, 5, 5))
+    names = (*CHEAP, "ort_qlinearconv", "ort_qdq_conv", "openvino_fp32", "openvino_int8")
+    rows, left_out = rows_of(shape, available(providers("conv", names), LeftOut()))
+    assert not [row for row in rows if row.suspicious]
+    assert {"compress", "torch_fp32", "ort_fp32", "ort_qdq_conv"} <= {row.provider for row in rows}
+    (entry,) = left_out.to_json()
+    assert entry["provider"] == "compress vq2 exact" and "do not divide 9 inputs" in entry["reason"]
+    assert rows[0].case == "qconv2d/tiny/8-8@5x5/3x3/groups8/m50"
+
+
+@pytest.mark.skipif(library() is None, reason="no CPU kernels")
+def test_the_product_alone_is_checked_too() -> None:
+    rows, _ = rows_of(TINY, providers("matmul", ["compress_gemm"]))
+    assert rows and all(row.reference_error is not None and row.reference_error <= 1e-5 for row in rows)
+
+
+def test_ours_are_held_to_the_reference_and_not_to_the_format() -> None:
+    def off_by(part: float):
+        def build(layer: Layer):
+            def bind(x: Tensor) -> Call:
+                right = torch.nn.functional.linear(x, layer.weight)
+                return Call(lambda: right * (1 + part), reference=lambda: right)
+
+            return bind
+
+        return Provider("compress", "matmul", "int4", 0, f"off by {part}", build, 0.25)
+
+    rows, _ = rows_of(TINY, (off_by(1e-6), off_by(1e-3)))
+    assert [row.suspicious for row in rows] == [False, True] * 2
+    found = markdown(Measured("c", {}, {}, rows))
+    assert "nor the order of additions" in found and "0.00100" in found
 
 
 def test_a_provider_that_computes_something_else_is_noticed() -> None:
@@ -170,12 +207,14 @@ def test_markdown(measured: Measured) -> None:
 
 def test_cases_cover_the_models() -> None:
     names = [case.name for case in cases(quick=False)]
-    assert len(names) == len(set(names)) == 9 * 7 + 6
+    assert len(names) == len(set(names)) == 9 * 7 + 7
     assert cases(quick=False, only=("qmatmul/flux/12288x3072/m1",))[0].shape.k == 12288
     conv = next(case for case in cases(quick=False, only=("*stride2*",)))
     assert (conv.m, conv.shape.k, conv.operations) == (2 * 32 * 32, 2880, 2 * 2048 * 2880 * 320)
     assert all(shape.layer(0, 1).x.count_nonzero() for shape in QUICK)
-    assert len(SHAPES) == 15
+    assert len(SHAPES) == 16
+    depthwise = next(case for case in cases(quick=False, only=("qconv2d/sana/*",)))
+    assert (depthwise.shape.k, depthwise.operations) == (9, 2 * 2048 * 9 * 5760)
 
 
 def test_the_command_writes_json_and_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

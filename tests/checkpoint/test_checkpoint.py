@@ -29,7 +29,11 @@ STAGE = {
     "activations": {"format": "int8"},
     "rules": [
         {"role": "modulation", "weights": {"format": "fp8_e4m3"}, "activations": {"format": "fp8_e4m3"}},
-        {"role": "ff_in", "weights": {"format": "fp4_e2m1", "granularity": "group", "group": 8}},
+        {
+            "role": "ff_in",
+            "weights": {"format": "fp4_e2m1", "granularity": "group", "group": 8},
+            "activations": {"format": "none"},
+        },
         {
             "role": "ff_out",
             "weights": {"format": "int4", "symmetric": False},
@@ -37,7 +41,7 @@ STAGE = {
         },
         {"match": "*.to_q", "weights": {"format": "nf4", "mode": "folded"}},
         {"match": "*.to_v", "weights": {"format": "mxfp4"}},
-        {"match": "*.to_out.0", "weights": {"format": "nvfp4", "mode": "folded"}, "activations": {"format": "none"}},
+        {"match": "*.to_out.0", "weights": {"format": "nvfp4", "mode": "folded"}},
         {"role": "in_projection", "keep": True},
     ],
 }
@@ -141,7 +145,7 @@ def test_blocks_and_modes_of_a_format_come_back(checkpoint: Path) -> None:
     block = "transformer_blocks.1.attn1"
     assert tensors[f"{block}.to_v.weight_scale"].dtype == torch.uint8
     assert tensors[f"{block}.to_out.0.weight_scale"].dtype == torch.float8_e4m3fn
-    assert tensors[f"{block}.to_out.0.weight_global_scale"].shape == (1,)
+    assert tensors[f"{block}.to_out.0.weight_scale_factor"].shape == (1,)
     attention = load(checkpoint).get_submodule(block)
     assert [attention.to_q.spec.mode, attention.to_k.spec.mode, attention.to_out[0].spec.mode] == [
         "folded",
@@ -222,9 +226,10 @@ def test_config_groups_round_trip() -> None:
     assert config["config_groups"]["group_0"]["weights"]["num_bits"] == 8
     assert config["ignore"] == ["d"]
     assert from_config(config) == specs
-    for group in config["config_groups"].values():
-        group.pop("mode")
-    assert all(spec.mode == "exact" for spec in from_config(config).values()), "files from before there were modes"
+    assert [group.get("mode") for group in config["config_groups"].values()] == [None, None, "folded", None]
+    config["config_groups"]["group_2"]["mode"] = "fast"
+    with pytest.raises(CheckpointError, match=r"mode 'fast', not exact or folded"):
+        from_config(config)
 
 
 def tensors(count: int = 7) -> dict[str, torch.Tensor]:

@@ -12,7 +12,8 @@ from compress.kernels import cpu_library
 
 
 @pytest.fixture(autouse=True)
-def _load_again() -> Iterator[None]:
+def _load_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("COMPRESS_KERNEL", raising=False)
     cpu_library._loaded.cache_clear()
     yield
     cpu_library._loaded.cache_clear()
@@ -34,3 +35,14 @@ def test_missing_kernels_are_announced(
     out = capsys.readouterr().out
     assert "fastest first: torch_int8, reference" in out
     assert "no CPU kernels" in out and "C++17 compiler" in out
+
+
+@pytest.mark.parametrize(("forced", "names"), [("reference", "reference"), ("torch_int8", "torch_int8, reference")])
+def test_a_chosen_backend_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, forced: str, names: str
+) -> None:
+    monkeypatch.setenv("COMPRESS_KERNEL", forced)
+    formats()
+    out = capsys.readouterr().out
+    assert f"kernels with COMPRESS_KERNEL={forced}, fastest first: {names}\n" in out
+    assert "in use" not in out

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import copy
+import math
+import shutil
+from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from export_models import Exported
@@ -49,6 +53,32 @@ def test_verdict() -> None:
     assert Parity((), 0.0, None).worst_operator is None
     assert not Parity((good,), 0.1, 0.3, (bad,), 0.1).passed and not Parity((good,), 0.1, 0.3, (good,), 0.2).passed
     assert Parity((good,), 0.1, 0.3, (bad,), 0.1).worst_kernel == bad
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf])
+def test_what_is_not_finite_does_not_pass(error: float) -> None:
+    good, lost = OperatorParity("a", "QMatMul", 1e-6), OperatorParity("b", "QMatMul", error)
+    assert not Parity((good, lost), 0.0, None).passed
+    assert {Parity(calls, 0.0, None).worst_operator for calls in ((good, lost), (lost, good))} == {lost}
+    for noise in (0.3, None):
+        assert not Parity((good,), error, noise).passed
+        assert not Parity((good,), 0.1, noise, (good,), error).passed
+    assert not Parity((good,), 0.1, math.nan).passed
+
+
+def test_a_layer_whose_codes_are_not_in_the_file_fails(dit: Exported, tmp_path: Path) -> None:
+    shutil.copytree(dit.folder, tmp_path / "changed")
+    proto = onnx.load(str(tmp_path / "changed" / "model.onnx"))
+    codes = next(t for t in proto.graph.initializer if t.name.endswith("net.2.weight_packed"))
+    numbers = onnx.numpy_helper.to_array(codes).copy()
+    numbers.flat[0] ^= 1
+    codes.CopyFrom(onnx.numpy_helper.from_array(numbers, codes.name))
+    onnx.save(proto, str(tmp_path / "changed" / "model.onnx"))
+    parity = check_parity(dit.adapter, dit.model, tmp_path / "changed", dit.adapter.example_inputs(1), threads=1)
+    layer = codes.name.removesuffix(".weight_packed")
+    assert [(call.layer, call.error) for call in parity.operators if not call.passed] == [(layer, math.inf)]
+    assert parity.worst_operator is not None and parity.worst_operator.layer == layer
+    assert not kernels_available() or parity.worst_kernel == parity.worst_operator
 
 
 def test_hooks_are_gone_afterwards(dit: Exported) -> None:

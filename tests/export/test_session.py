@@ -75,6 +75,26 @@ def test_sessions_without_a_library_run_the_functions_and_say_so(
     _announce_functions.cache_clear()
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch_int8"])
+def test_another_backend_leaves_the_kernels_out(
+    dit: Exported, backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To the bit what a stock session computes, without a word; the name of an instruction set is not another one."""
+    inputs = dit.adapter.example_inputs(2)
+    stock = OnnxDenoiser(dit.folder, threads=1, kernels=False)(*inputs)
+    monkeypatch.setenv("COMPRESS_KERNEL", backend)
+    assert torch.equal(OnnxDenoiser(dit.folder, threads=1)(*inputs), stock)
+    assert not kernels_available() and not caplog.records
+    if cpu_library.library() is not None:
+        monkeypatch.setenv("COMPRESS_KERNEL", "scalar")
+        assert kernels_available()
+        monkeypatch.delenv("COMPRESS_KERNEL")
+        assert kernels_available()  # and the instruction set is the best one again
+    monkeypatch.setenv("COMPRESS_KERNEL", "fastest")
+    with pytest.raises(InputError, match="names no kernel backend"):
+        OnnxDenoiser(dit.folder)
+
+
 def test_broken_folders(dit: Exported, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         open_session(tmp_path)

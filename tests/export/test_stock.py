@@ -16,12 +16,14 @@ from export_models import SPECS, Exported, adapter_of, quantized
 from tiny import tiny_dit_pipeline, tiny_unet2d_pipeline
 from torch import Tensor
 
+from compress.errors import ExportError
 from compress.export.onnx_export import export_denoiser
 from compress.export.parity import OPERATOR_LIMIT, ROUNDING_SHARE, check_parity, relative_error
 from compress.export.session import OnnxDenoiser, open_session
 from compress.export.stock import INLINED, LayerNote, stock_model
 from compress.formats import WeightSpec, quantize_weight
 from compress.kernels import reference, vq_reference
+from compress.kernels.onnx_functions import OPSETS
 from compress.kernels.onnx_single import single_node_model
 from compress.kernels.schema import QCONV2D, QMATMUL, VQMATMUL
 from compress.quantize.spec import ActivationSpec, LayerSpec
@@ -95,6 +97,8 @@ CONVOLUTIONS = (
     Case("conv_w4_tensor", WeightSpec("int4", "tensor"), "Conv"),
     Case("conv_w4g16_a8", WeightSpec("int4", "group", 16, False), "Conv", True, None, INT8, ("bias",)),
     Case("conv_w8g20", WeightSpec("int8", "group", 20), "Conv"),
+    Case("conv_w4g16_folded", WeightSpec("int4", "group", 16), "Conv", False, None, {"mode": "folded"}),
+    Case("conv_w8_folded", WeightSpec("int8"), "Conv", True, None, {"mode": "folded"}),
     Case("conv_w3", WeightSpec("int3", "group", 16), INLINED),
     Case("conv_fp4", WeightSpec("fp4_e2m1", "group", 16), INLINED),
 )
@@ -134,8 +138,10 @@ def linear_call(case: Case, rank: int = 3) -> tuple[dict[str, Tensor], dict[str,
     return call(case, x, torch.randn(N, K, generator=g))
 
 
-def stock_of(operator: Any, tensors: dict[str, Tensor], attributes: dict[str, Any]) -> tuple[Any, LayerNote]:
-    model, (note,) = stock_model(single_node_model(operator, tensors, attributes, 21), 21)
+def stock_of(
+    operator: Any, tensors: dict[str, Tensor], attributes: dict[str, Any], opset: int = OPSETS[0]
+) -> tuple[Any, LayerNote]:
+    model, (note,) = stock_model(single_node_model(operator, tensors, attributes, opset), opset)
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} <= {"", "com.microsoft"} and not model.functions
     return model, note
@@ -187,8 +193,9 @@ def test_convolutions(case: Case, groups: int, monkeypatch: pytest.MonkeyPatch) 
     tensors, attributes = call(case, x, torch.randn(12, 8 // groups, 3, 3, generator=g))
     attributes |= {"kernel": [3, 3], "stride": [2, 1], "padding": [1, 1], "groups": groups}
     model, note = stock_of(QCONV2D, tensors, attributes)
-    assert (note.operator, note.exact) == (case.operator, True)
-    expected = reference.qconv2d(**tensors, **attributes)
+    assert (note.operator, note.exact) == (case.operator, case.exact)
+    assert any("folding" in text for text in note.differs) != case.exact
+    expected = reference.qconv2d(**tensors, **(attributes | {"mode": "exact"}))
     assert relative_error(run(model, x), expected) <= OPERATOR_LIMIT
     monkeypatch.setattr("compress.export.session._bytes_saturate", lambda: True)
     assert relative_error(run(model, x), expected) <= OPERATOR_LIMIT
@@ -220,6 +227,15 @@ def test_a_default_session_does_not_expand_the_weights(case: Case, tmp_path: Pat
     assert before <= (1 + 4 / 16) * count + 8000 < 4 * count
 
 
+@pytest.mark.parametrize(("act_format", "zero"), [("uint8", -3.0), ("uint8", 256.0), ("int8", 128.0), ("uint8", 7.5)])
+def test_zero_points_that_are_no_bytes_are_refused(act_format: str, zero: float) -> None:
+    case = Case("", WeightSpec("int8"), "", attributes={"act_format": act_format}, inputs=("act_scale",))
+    tensors, attributes = linear_call(case)
+    tensors["act_zero_point"] = torch.tensor([zero])
+    with pytest.raises(ExportError, match=rf"act_zero_point is \[{zero}\], no code of {act_format}"):
+        stock_of(QMATMUL, tensors, attributes)
+
+
 def test_weights_that_no_initializer_holds_stay_in_the_function() -> None:
     tensors, attributes = linear_call(LINEAR[0])
     model = single_node_model(QMATMUL, tensors, attributes, 21)
@@ -233,14 +249,22 @@ def test_weights_that_no_initializer_holds_stay_in_the_function() -> None:
     assert relative_error(torch.from_numpy(y), reference.qmatmul(**tensors, **attributes)) <= OPERATOR_LIMIT
 
 
-def test_codebooks_of_vectors_take_their_function() -> None:
+@pytest.mark.parametrize(
+    ("mode", "act_format", "operator", "differs"),
+    [
+        ("exact", "int8", INLINED, "computes in float32: the weight is decoded in each run"),
+        ("folded", "int8", "MatMulInteger", "codewords are looked up in each run"),
+        ("folded", "none", INLINED, "computes in float32: the weight is decoded in each run"),
+    ],
+)
+def test_codebooks_of_vectors_take_their_function(mode: str, act_format: str, operator: str, differs: str) -> None:
     g = torch.Generator().manual_seed(5)
     codes = torch.randint(256, (N, K // 4), generator=g, dtype=torch.uint8)  # 8 bits for 4 positions
     tensors = {"x": torch.randn(2, 5, K, generator=g), "codes": codes, "codebook": torch.randn(256, 4, generator=g)}
     tensors["scales"] = torch.rand(N, 1, generator=g)
-    attributes = {"bits": 8, "d": 4, "act_format": "int8"}
+    attributes = {"bits": 8, "d": 4, "act_format": act_format, "mode": mode}
     model, note = stock_of(VQMATMUL, tensors, attributes)
-    assert note.operator == INLINED and note.exact
+    assert note.operator == operator and note.exact and differs in note.differs
     expected = vq_reference.vqmatmul(**tensors, **attributes)
     assert relative_error(run(model, tensors["x"]), expected) <= OPERATOR_LIMIT
 
@@ -310,15 +334,32 @@ def test_parity_knows_stock_files(stock: Exported) -> None:
     assert {call.operator for call in rounded} <= {"QMatMul as MatMulNBits", "QMatMul as MatMulBnb4"}
 
 
+@pytest.mark.parametrize("stock", ["dit"], indirect=True)
 def test_equal_input_gives_equal_bytes(stock: Exported, tmp_path: Path) -> None:
     again = export_denoiser(stock.adapter, stock.model, tmp_path, operators="stock")
     assert again.path.read_bytes() == stock.result.path.read_bytes()
 
 
-def test_the_last_opset_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [*LINEAR, *CONVOLUTIONS], ids=lambda case: case.name)
+def test_the_last_opset_too(case: Case) -> None:
+    g = torch.Generator().manual_seed(4)
+    shape, operator, expect = (N, K), QMATMUL, reference.qmatmul
+    if case in CONVOLUTIONS:
+        shape, operator, expect = (12, 8, 3, 3), QCONV2D, reference.qconv2d
+    x = torch.randn(2, shape[1], *shape[2:], generator=g)
+    tensors, attributes = call(case, x, torch.randn(*shape, generator=g))
+    attributes |= {} if operator is QMATMUL else {"kernel": [3, 3]}
+    model, note = stock_of(operator, tensors, attributes, OPSETS[1])
+    assert note.operator == case.operator
+    error = relative_error(run(model, x), expect(**tensors, **(attributes | {"mode": "exact"})))
+    assert error <= (OPERATOR_LIMIT if case.level != 4 else 0.1)
+
+
+@pytest.mark.slow
+def test_a_whole_model_with_the_last_opset(tmp_path: Path) -> None:
     adapter = adapter_of(tiny_dit_pipeline(tmp_path / "model", blocks=1))
     model = quantized(adapter, STOCK_SPECS)
-    export_denoiser(adapter, model, tmp_path / "onnx", operators="stock", opset=25)
+    export_denoiser(adapter, model, tmp_path / "onnx", operators="stock", opset=OPSETS[1])
     inputs = adapter.example_inputs(2)
     with torch.no_grad():
         expected = adapter.denoise(model, *inputs)

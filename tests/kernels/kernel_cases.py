@@ -132,6 +132,7 @@ CONV_CASES = (
     Case("conv_w8a8", WeightSpec("int8"), _INT8, ("bias",)),
     Case("conv_fp4", WeightSpec("fp4_e2m1", "group", 16), {"act_format": "fp8_e4m3"}, ("bias",)),
     Case("conv_static", WeightSpec("int8", symmetric=False), {"act_format": "uint8"}, ("act_scale", "act_zero_point")),
+    Case("conv_static_symmetric", WeightSpec("int8"), _INT8, ("bias", "act_scale")),
     Case("conv_smooth", WeightSpec("int8"), _INT8, ("smooth", "bias")),
     Case("conv_strided", WeightSpec("int8"), {**_INT8, "stride": [2, 1], "dilation": [1, 2]}, ("bias",)),
     Case("conv_grouped", WeightSpec("int4", "group", 16), {**_INT8, "groups": 3}, ("bias",)),

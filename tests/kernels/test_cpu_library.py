@@ -74,7 +74,7 @@ def test_a_damaged_library_is_a_missing_one_with_its_reason(no_library: Path) ->
     no_library.write_bytes(b"\x7fELF nothing more")
     assert cpu_library.library() is None and str(no_library) in cpu_library.reason()
     with pytest.raises(RunError, match="no CPU kernels"):
-        cpu_library.qmatmul(_w8a8())
+        cpu_library.the_library()
 
 
 def test_an_instruction_set_without_a_library_is_an_error(no_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_what_is_not_integer_is_refused_with_a_reason() -> None:
 def test_statuses_become_errors() -> None:
     cases: list[tuple[int, type[Exception]]] = [
         (cpu_abi.INVALID, FormatError),
-        (cpu_abi.UNSUPPORTED, RunError),
+        (cpu_abi.UNSUPPORTED, cpu_library.RefusedValues),
         (cpu_abi.NO_MEMORY, MemoryBudgetError),
     ]
     for status, kind in cases:
@@ -151,7 +151,7 @@ def test_threads_are_pytorch_s() -> None:
     assert library.runner(1) is None
     assert library.runner(2) == library.runner(2) != library.runner(3)
     with torch_threads(3):
-        assert cpu_library.qmatmul(_w8a8()).isfinite().all()
+        assert library.compute(_w8a8()).isfinite().all()
     if sys.platform == "linux" and cpu_runner.openmp_runtime() is not None:
         assert cpu_runner.gomp_parallel() is not None
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from vq_cases import VQ_CASES, VQ_CONV_CASES, VqCase, build_vq, build_vq_conv
 
 from compress.errors import FormatError
-from compress.kernels import cpu_call, cpu_library, torch_ops
-from compress.kernels.backends import Reference
+from compress.formats import scale_values
+from compress.kernels import cpu_call, cpu_library, reference, torch_ops
+from compress.kernels.backends import Reference, select
 from compress.kernels.call import Call, ConvCall, MatmulCall
 from compress.kernels.vq_call import VqConvCall, VqMatmulCall
 
@@ -64,6 +65,45 @@ def test_what_the_library_leaves_to_others(isa: str) -> None:
     assert left == ["both_zero_points", "conv_static", "conv_grouped", "conv_low_rank"]
 
 
+def test_what_the_library_is_not_asked() -> None:
+    """Every case without whole numbers on both sides, and why; all others are the library's own decision."""
+    refused: dict[str, list[str]] = {}
+    for case in ALL:
+        call = calls(case, SHAPES[:1])[0]
+        reason = cpu_call.refusal(call.name, call.facts())
+        refused.setdefault(reason, []).append(case.name)
+    assert len(refused.pop("")) > len(ALL) / 2
+    assert refused == {
+        "activations are floating point": [
+            *("w4g32", "w4g32_asymmetric_half_scales", "fp4_g16", "folded_float_activations", "nf4_g64_half_scales"),
+            *("mxfp4", "nvfp4", "folded_nf4_tensor", "silu_float", "conv_w4g16"),
+            *("vq2", "vq3_half_scales", "folded_float_activations", "long_vectors_few_bits", "conv_vq2"),
+        ],
+        "fp8_e4m3 activations are not integers": ["fp8", "conv_fp4", "fp8_activations", "conv_uneven"],
+        "fp4_e2m1 activations are not integers": ["a4_fp4"],
+        "activations have a scale for each 64 positions": ["w8a8_static_by_group", "w4a4_groups", "static_by_group"],
+        "activations have a scale for each 32 positions": ["w4g64_a8g32", "a4_groups"],
+        "the weight's code table does not hold whole numbers": ["nf4"],
+        "the codebook does not hold whole numbers": [
+            *("uneven_vectors", "scalars", "static_unsigned", "static_by_row", "low_rank", "gelu"),
+            *("conv_static", "conv_strided", "conv_grouped", "conv_everything"),
+        ],
+    }
+    call = calls(CASES[0], SHAPES[:1])[0]
+    assert cpu_call.refusal(call.name, replace(call.facts(), device="cuda")) == "runs on the CPU only, not on cuda"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_static_symmetric_convolutions_are_taken(isa: str) -> None:
+    """int8 weights and one stored activation scale without zero points: what a statically quantized U-Net has."""
+    x, named = build_conv(next(case for case in CONV_CASES if case.name == "conv_static_symmetric"))
+    call = ConvCall(x, **named)
+    assert call.act_scale is not None and call.act_zero_point is None and call.zero_points is None
+    with isa_in_use(isa) as library:
+        assert library.refusal(call.name, call.facts()) == ""
+        assert error(library.compute(call), Reference()(call)) <= PARITY
+
+
 def _left(library: cpu_library.Library, call: Call) -> bool:
     facts = call.facts()
     return not cpu_call.refusal(call.name, facts) and bool(library.refusal(call.name, facts))
@@ -104,9 +144,13 @@ def test_any_layout_and_type_of_tensors(name: str) -> None:
         y = library.compute(MatmulCall(x.to(dtype), **named))
         assert y.dtype == dtype and torch.equal(y, library.compute(MatmulCall(x.to(dtype).float(), **named)).to(dtype))
     y = library.compute(MatmulCall(x, **named))
-    gaps = {key: _with_gaps(value) if isinstance(value, Tensor) else value for key, value in named.items()}
+    gaps: dict[str, Any] = {
+        key: _with_gaps(value) if isinstance(value, Tensor) else value for key, value in named.items()
+    }
     assert torch.equal(library.compute(MatmulCall(_with_gaps(x), **gaps)), y)
-    shifted = {key: _shifted(value) if isinstance(value, Tensor) else value for key, value in named.items()}
+    shifted: dict[str, Any] = {
+        key: _shifted(value) if isinstance(value, Tensor) else value for key, value in named.items()
+    }
     assert torch.equal(library.compute(MatmulCall(_shifted(x), **shifted)), y)
     assert torch.equal(library.compute(MatmulCall(x.reshape(3, 11, -1), **named)).flatten(0, 1), y)
     assert library.compute(MatmulCall(x[:0], **named)).shape == (0, y.shape[1])
@@ -133,7 +177,7 @@ def test_rows_of_zeros_and_of_one_huge_value() -> None:
     x[3] = 0
     x[5, 7] = 1e30
     call = MatmulCall(x, **named)
-    y, expected = cpu_library.qmatmul(call), Reference()(call)
+    y, expected = cpu_library.the_library().compute(call), Reference()(call)
     assert torch.isfinite(y).all()
     for row in range(len(x)):
         assert float((y[row] - expected[row]).norm()) <= PARITY * float(expected[row].norm())
@@ -142,12 +186,50 @@ def test_rows_of_zeros_and_of_one_huge_value() -> None:
 def test_the_operator_uses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COMPRESS_KERNEL", raising=False)
     x, named = build(next(case for case in CASES if case.name == "w8a8"))
-    assert torch.equal(torch.ops.compress.qmatmul(x, **named), cpu_library.qmatmul(MatmulCall(x, **named)))
+    expected = cpu_library.the_library().compute(MatmulCall(x, **named))
+    assert torch.equal(torch.ops.compress.qmatmul(x, **named), expected)
 
 
 def test_contradictions_are_errors() -> None:
     x, named = build(next(case for case in CASES if case.name == "w8a8"))
     call = MatmulCall(x, **named)
     with pytest.raises(FormatError, match="compress::qmatmul: codes are"):
-        cpu_library.qmatmul(replace(call, codes=call.codes[:, :, :-1]))
+        cpu_library.the_library().compute(replace(call, codes=call.codes[:, :, :-1]))
     assert "codes" in {field.name for field in fields(call)}
+
+
+def test_zero_points_that_are_no_codes_are_errors() -> None:
+    x, named = build(next(case for case in CASES if case.name == "w4g32_a8"))
+    zero_points = torch.full(named["scales"].shape, 15, dtype=torch.uint8)
+    assert torch.ops.compress.qmatmul(x, **{**named, "zero_points": zero_points}).isfinite().all()
+    zero_points[-1, -1] = 16
+    with pytest.raises(FormatError, match="zero point is not below 16"):
+        torch.ops.compress.qmatmul(x, **{**named, "zero_points": zero_points})
+
+
+@pytest.mark.parametrize("zero_point", [0.5, 200.0, float("nan")])
+def test_activation_zero_points_that_are_no_codes_go_to_the_reference(
+    zero_point: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMPRESS_KERNEL", raising=False)
+    x, named = build(next(case for case in CASES if case.name == "w8a8"))
+    named |= {"act_scale": torch.tensor([0.02]), "act_zero_point": torch.tensor([zero_point])}
+    call = MatmulCall(x, **named)
+    assert select(call.name, call.facts()).name == "cpu"
+    with pytest.raises(cpu_library.RefusedValues, match="not one of the codes from -128 to 127"):
+        cpu_library.the_library().compute(call)
+    y = torch.ops.compress.qmatmul(x, **named)
+    assert torch.equal(y.nan_to_num(), Reference()(call).nan_to_num())
+
+
+@pytest.mark.parametrize("name", ["folded_asymmetric", "folded_fp4", "folded_zero_point"])
+def test_scales_that_do_not_fold(name: str) -> None:
+    """Channels of zeros, of negative scales, and with a scale that is not finite."""
+    x, named = build(next(case for case in CASES if case.name == name))
+    scales = scale_values(named["scales"], named.get("global_scale")).expand(named["codes"].shape[:2]).clone()
+    scales[0], scales[1], scales[2, 1] = 0.0, -scales[1], float("nan")
+    named |= {"scales": scales, "global_scale": None}
+    y, wanted = torch.ops.compress.qmatmul(x, **named), reference.qmatmul(x, **named)
+    finite = wanted.isfinite()
+    assert torch.equal(finite, y.isfinite()) and torch.equal(finite.all(0), torch.arange(len(scales)) != 2)
+    assert error(y[finite], wanted[finite]) <= PARITY

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from compress.formats.layout import unpack_codes
 from compress.formats.qtensor import code_values
 from compress.kernels import reference
 from compress.kernels.call import MatmulCall
-from compress.kernels.folding import SMALLEST_RATIO, fold, largest_value, whole_factor
+from compress.kernels.folding import SMALLEST_RATIO, fold, largest_value, round_table, whole_factor
 
 FOLDED = [case for case in CASES if case.attributes.get("mode") == "folded"]
 GROUPED = [case for case in FOLDED if case.spec.granularity == "group" and case.spec.format != "nf4"]
@@ -58,6 +59,23 @@ def test_a_ratio_of_a_quarter_still_folds() -> None:
     folded = fold(values, torch.tensor([[4.0, 4 * SMALLEST_RATIO, 0.99]]), 8.0, 4)
     assert folded.exact.tolist() == [[False, False, True]]
     assert folded.panel.tolist() == [[[16, 16], [4, 4], [0, 0]]]
+
+
+def test_scales_that_are_no_part_of_the_largest_stay_exact() -> None:
+    values = torch.full((4, 2, 1), 3.0)
+    scales = torch.tensor([[0.0, 0.0], [-1.0, -2.0], [1.0, -1.0], [1.0, math.nan]])
+    folded = fold(values, scales, 8.0, 4)
+    assert folded.exact.tolist() == [[False, False], [False, True], [False, True], [True, True]]
+    assert float(folded.panel.abs().max()) <= 127
+    weight = (folded.panel * folded.scale + folded.rest)[..., 0]
+    assert weight[:3].tolist() == [[0, 0], [pytest.approx(-3, abs=8 / 254), -6], [pytest.approx(3, abs=8 / 254), -3]]
+    assert bool(weight[3].isnan()[1])
+
+
+@pytest.mark.parametrize("largest", [0.0, 1e-45, 1e-39])
+def test_tables_too_small_to_divide_by_become_zeros(largest: float) -> None:
+    whole, unit = round_table(torch.linspace(-1, 1, 16) * largest)
+    assert whole.tolist() == [0.0] * 16 and 0 < float(unit) < 1e-30
 
 
 def test_one_scale_per_channel_needs_no_folding() -> None:

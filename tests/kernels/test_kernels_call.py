@@ -37,7 +37,8 @@ def _call(**change: Any) -> MatmulCall:
         ({"scales": torch.ones(37)}, "scales .* do not broadcast"),
         ({"scales": torch.ones(37, 3)}, "scales .* do not broadcast"),
         ({"zero_points": torch.ones(36, 4, dtype=torch.uint8)}, "zero_points .* do not broadcast"),
-        ({"table": torch.zeros(8)}, r"table has shape \[8\], not \[16\]"),
+        ({"table": torch.zeros(8)}, r"table is torch.float32 \[8\], not floating point \[16\]"),
+        ({"table": torch.zeros(16, dtype=torch.int8)}, "table is torch.int8"),
         ({"table": torch.zeros(16), "zero_points": torch.ones(37, 4)}, "exclude each other"),
         ({"mode": "fast"}, "'fast' is not exact or folded"),
         ({"act_scale": torch.tensor(1.0)}, "act_scale with act_format 'none'"),
@@ -82,7 +83,7 @@ def test_convolution_arguments_that_do_not_fit(change: dict[str, Any], message: 
 
 
 def test_a_grouped_convolution_has_no_low_rank_branch() -> None:
-    x, named = build_conv(CONV_CASES[6])
+    x, named = build_conv(next(case for case in CONV_CASES if case.name == "conv_grouped"))
     with pytest.raises(FormatError, match="groups=1"):
         ConvCall(x, **named, low_rank_a=torch.zeros(12, 2), low_rank_b=torch.zeros(2, 9)).check()
 

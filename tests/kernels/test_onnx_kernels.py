@@ -301,6 +301,7 @@ MALFORMED = [
     (tensor("scales", np.ones((0, 4), F32)), "scales .*broadcast"),
     (tensor("scales", np.ones((37, 4), np.float64)), "ONNX type 11"),
     (tensor("zero_points", np.zeros((36, 4), U8)), "zero_points .*broadcast"),
+    (tensor("zero_points", np.full((37, 4), 16, U8)), "zero point is not below 16"),
     (tensor("table", np.zeros(15, F32)), r"table \[15\]"),
     (tensor("table", np.zeros((4, 4), F32)), "table"),
     (tensor("bias", np.zeros(36, F32)), "bias"),
@@ -348,6 +349,38 @@ def test_malformed_convolutions_are_refused(change: Callable[[onnx.ModelProto], 
     change(model)
     with pytest.raises(Exception, match=message):
         session(model)
+
+
+def test_positions_under_a_kernel_that_cannot_be_counted() -> None:
+    model = node_model(*CALLS["conv_w8a8"])
+    attribute("kernel", [4096, 4096])(model)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 2**40
+    with pytest.raises(Exception, match="than can be counted"):
+        session(model)
+
+
+@pytest.mark.parametrize("zero_point", [0.5, 200.0])
+def test_activation_zero_points_that_are_no_codes_are_computed_in_float(zero_point: float) -> None:
+    operator, x, arguments = CALLS["w8a8"]
+    arguments = {**arguments, "act_scale": torch.tensor([0.02]), "act_zero_point": torch.tensor([zero_point])}
+    found = run(session(node_model(operator, x, arguments), 2), x)
+    assert error(found, expected(operator, x, arguments)) <= LIMIT
+
+
+@pytest.mark.parametrize("name", ["folded_asymmetric", "folded_fp4"])
+@pytest.mark.parametrize("in_float", ["0", "1"])
+def test_channels_of_zeros_fold_to_zeros(name: str, in_float: str) -> None:
+    operator, x, arguments = CALLS[name]
+    scales = arguments["scales"].float().clone()
+    scales[:2] = 0.0
+    arguments = {**arguments, "scales": scales}
+    found = run(session(node_model(operator, x, arguments), float=in_float), x)
+    assert error(found, expected(operator, x, arguments)) <= LIMIT
+    tensors = {i.name: arguments[i.name] for i in operator.inputs if isinstance(arguments.get(i.name), Tensor)}
+    attributes = {a.name: arguments[a.name] for a in operator.attributes if a.name in arguments}
+    model = single_node_model(operator, {"x": x, **tensors}, attributes, 21)
+    by_functions = run(session(model, library=False), x)
+    assert error(by_functions, expected(operator, x, arguments)) <= LIMIT
 
 
 def test_inputs_that_no_static_shape_gives_away_are_refused_in_the_call() -> None:

@@ -103,7 +103,7 @@ def test_blocks_of_a_format_are_stored_in_its_types() -> None:
     assert stored["mxfp4"] == {"weight_scale": ((8, 2), torch.uint8)}
     assert stored["nvfp4"] == {
         "weight_scale": ((8, 4), torch.float8_e4m3fn),
-        "weight_global_scale": ((1,), torch.float32),
+        "weight_scale_factor": ((1,), torch.float32),
     }
 
 

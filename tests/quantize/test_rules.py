@@ -99,6 +99,13 @@ def test_the_mode_of_the_operator_goes_with_the_weights() -> None:
     assert specs[1] is not None and specs[1].summary() == "nf4 channel folded · int8 token"
 
 
+@pytest.mark.parametrize("activations", [ActivationSettings(), ActivationSettings(format="fp8_e4m3")])
+def test_folding_needs_integer_activations(activations: ActivationSettings) -> None:
+    rule = Rule(role="ff_in", weights=WeightSettings(format="nf4", mode="folded"), activations=activations)
+    with pytest.raises(RecipeError, match=r"`blocks.0.ff.in` has `mode: folded` without integer activations"):
+        assign(LAYERS, INT4, TOKEN, [rule])
+
+
 def test_group_scales_are_float16_by_default() -> None:
     assert INT4.spec().scale_dtype == "float16"
     assert INT8.spec().scale_dtype == "float32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -14,15 +15,17 @@ from compress.calibration.sampler import Sampler, denoise_with
 from compress.engine.cache import Cache
 from compress.engine.measure import KeyedSteps
 from compress.errors import RecipeError
+from compress.export.session import kernels_available
+from compress.kernels.backends import kernels_in_use
 from compress.models.layout import component_folder, scheduler_config
 from compress.models.source import open_adapter, resolve
 from compress.models.zoo.bundle import write_bundled_model
 from compress.models.zoo.digits_dit import SCHEDULER_CONFIG
-from compress.stages.evaluate import images, noise
+from compress.stages.evaluate import images, noise, speed
 from compress.stages.evaluate.bank import images as draw
 from compress.stages.evaluate.base import EvaluationContext, Subject
 from compress.stages.evaluate.parity import stock_tables
-from compress.stages.evaluate.settings import Generation, NoiseError, Paired, onnx_count
+from compress.stages.evaluate.settings import Generation, Latency, NoiseError, Paired, onnx_count
 
 
 @pytest.fixture
@@ -114,6 +117,27 @@ def test_artefacts_are_opened_once_and_released(context: EvaluationContext) -> N
     context.close()
     context.denoiser("reference")
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize("operators", ["compress", "stock"])
+def test_latency_says_what_computed(
+    context: EvaluationContext, operators: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a table: the main value of a metric has no labels."""
+    monkeypatch.delenv("COMPRESS_KERNEL", raising=False)
+    (tmp_path / "export.json").write_text(json.dumps({"version": 1, "operators": operators}))
+    monkeypatch.setattr(speed, "OnnxDenoiser", lambda folder, **named: context.denoiser("checkpoint"))
+    context.subjects = {**context.subjects, "onnx": Subject("onnx", "c", lambda: None, tmp_path, {})}
+    found = speed.run(Latency(batch=2, threads=1, rounds=3, memory=False), context)
+    assert {(m.name, m.artefact) for m in found.metrics} >= {("latency_ms", "onnx"), ("latency_speedup", "onnx")}
+    assert not any(metric.labels for metric in found.metrics)
+    ours = operators == "compress" and kernels_available()
+    assert found.tables[0].rows == [
+        ["reference", "PyTorch"],
+        ["checkpoint", f"PyTorch, kernels {kernels_in_use()}"],
+        ["onnx", f"onnxruntime, kernels {kernels_in_use()}" if ours else "onnxruntime, standard operators"],
+    ]
+    assert found.tables[0].note == "Batch 2, 1 threads, 3 interleaved rounds."
 
 
 def test_alike_layers_of_a_stock_export_share_a_row() -> None:

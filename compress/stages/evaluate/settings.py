@@ -47,5 +47,5 @@ EvaluateEntry = Annotated[NoiseError | Paired | Generation | Latency, Field(disc
 
 
 def onnx_count(entry: Paired | Generation) -> int:
-    """Images the ONNX model draws: it runs without fast kernels here, so fewer by default."""
+    """Images the ONNX model draws: fewer by default, since they only confirm what parity measures."""
     return entry.onnx_n if entry.onnx_n is not None else min(entry.n, 256)

@@ -10,9 +10,11 @@ from compress.calibration.sampler import Denoise
 from compress.evaluate.latency import interleaved_latency, latency_metric, speedup_metric
 from compress.evaluate.memory import measure_peak, peak_metrics
 from compress.evaluate.noise_floor import thread_count
-from compress.export.session import OnnxDenoiser
+from compress.export.manifest import read_manifest
+from compress.export.session import OnnxDenoiser, kernels_available
+from compress.kernels.backends import kernels_in_use
 from compress.models.adapter import DenoiserInputs
-from compress.report.model import Artefact, Metric
+from compress.report.model import Artefact, Metric, Table
 from compress.stages.evaluate.base import EvaluationContext, Findings
 from compress.stages.evaluate.settings import Latency
 
@@ -33,11 +35,24 @@ def run(settings: Latency, context: EvaluationContext) -> Findings:
         findings.metrics.append(latency_metric(timings[artefact], artefact=artefact))
         if artefact != "reference":
             findings.metrics.append(speedup_metric(timings["reference"], timings[artefact], artefact=artefact))
+    findings.tables.append(_runtimes(settings, context))
     if settings.memory:
         context.close()  # free memory before children need it
         for artefact in context.subjects:
             findings.metrics += _memory(settings, context, artefact)
     return findings
+
+
+def _runtimes(settings: Latency, context: EvaluationContext) -> Table:
+    """What computed each artefact."""
+    runtimes = {"reference": "PyTorch", "checkpoint": f"PyTorch, kernels {kernels_in_use()}"}
+    if "onnx" in context.subjects:
+        operators = read_manifest(context.subjects["onnx"].folder)["operators"]
+        ours = kernels_available() and operators == "compress"
+        runtimes["onnx"] = f"onnxruntime, kernels {kernels_in_use()}" if ours else "onnxruntime, standard operators"
+    note = f"Batch {settings.batch}, {settings.threads} threads, {settings.rounds} interleaved rounds."
+    rows: list[list[str | float | int | None]] = [[name, runtimes[name]] for name in context.subjects]
+    return Table(title="Latency: what computes", columns=["artefact", "runs in"], rows=rows, note=note)
 
 
 def _call(context: EvaluationContext, artefact: Artefact, inputs: DenoiserInputs, threads: int) -> Callable[[], object]:

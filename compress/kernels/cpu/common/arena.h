@@ -51,6 +51,20 @@ class Arena {
   size_t size_ = 0;
 };
 
+// The memory of one call: a large block goes back when the call ends, however it ends.
+class Borrowed {
+ public:
+  explicit Borrowed(Arena& arena) : arena_(arena) {}
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  ~Borrowed() { arena_.trim(); }
+
+  char* reserve(size_t bytes) { return arena_.reserve(bytes); }
+
+ private:
+  Arena& arena_;
+};
+
 // Hands out parts of one block. With a null block it only counts, so that the same code measures and places.
 class Layout {
  public:

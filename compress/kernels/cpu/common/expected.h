@@ -103,6 +103,7 @@ struct PackedWeight {
     scales = std::make_unique<Guarded<float>>(size_t(raw.scale_rows * raw.scale_columns));
     const float spread = pick(random, {1.9f, 3.0f, 6.0f});  // ratios above and below what is folded
     for (float& scale : *scales) scale = 0.01f * std::exp2(-random.real(0.0f, spread));
+    if (chance(random, 5)) add_odd_scales(random);
     if (kind == Table::none && chance(random, 2)) add_zero_points(random, blocks);
     if (kind != Table::none) add_table(random);
     raw.codes = address(codes);
@@ -144,8 +145,8 @@ struct PackedWeight {
         const uint8_t* bytes = raw.codes + (channel * blocks + block) * block_bytes;
         const int code = code_at(bytes, k % raw.block_size, raw.bits);
         const float value = raw.table ? raw.table[code] : float(code - zero(channel, block));
-        const float ratio = scale(channel, block) / most;
-        if (folds() && !(ratio < 0.25f))
+        const float ratio = scale(channel, block) == most ? 1.0f : scale(channel, block) / most;
+        if (folds() && ratio >= 0.25f && ratio <= 1.0f)
           w.at(channel, k) = double(std::nearbyint(value * (ratio * (127.0f / largest)))) * most * (largest / 127.0f);
         else if (rounds_table())
           w.at(channel, k) =
@@ -168,6 +169,18 @@ struct PackedWeight {
   }
 
  private:
+  // Channels of zeros, or of negative scales, and single ones of both.
+  void add_odd_scales(Random& random) {
+    for (int64_t row = 0; row < raw.scale_rows; ++row) {
+      const int64_t kind = random.whole(0, 3);
+      for (int64_t column = 0; column < raw.scale_columns; ++column) {
+        float& scale = (*scales)[size_t(row * raw.scale_columns + column)];
+        if (kind == 1 || (kind == 3 && chance(random, 3))) scale = 0.0f;
+        if (kind == 2 || (kind == 3 && chance(random, 3))) scale = -scale;
+      }
+    }
+  }
+
   void add_zero_points(Random& random, int64_t blocks) {
     raw.zero_rows = chance(random, 3) ? 1 : raw.n;
     raw.zero_columns = chance(random, 2) ? 1 : blocks;

@@ -114,6 +114,13 @@ void check_malformed_geometry(const compress_geometry& good, int64_t n, const Ca
       o.act_scale = o.act_zero_point = some.data(), o.act_zero_rows = count;
     });
   }
+  Guarded<float> one_zero(1);
+  for (float zero : {0.5f, -129.0f, 128.0f, kNan, kInfinity}) {
+    one_zero[0] = zero;
+    options_with("a zero point that is no code",
+                 [&](compress_options& o) { o.act_scale = some.data(), o.act_zero_point = one_zero.data(); },
+                 COMPRESS_UNSUPPORTED);
+  }
   options_with("rank without branch", [](compress_options& o) { o.rank = 2; });
   options_with("a low-rank branch", [&](compress_options& o) { o.low_rank_a = o.low_rank_b = some.data(), o.rank = 1; },
                COMPRESS_UNSUPPORTED);

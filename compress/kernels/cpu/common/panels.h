@@ -17,13 +17,13 @@ struct PanelScratch {
   uint8_t* panel;   // [kLargestChunk / 4][64][4]
   float* scales;    // [kLargestChunk / 16][64]
   uint8_t* tables;  // [kLargestChunk / 16][1024]
-  uint8_t* bytes;   // [64][kLargestChunk + 64]
+  uint8_t* bytes;   // [64][kLargestChunk]
 };
 
 constexpr size_t kPanelBytes = size_t(kLargestChunk) * kPanelColumns;
 constexpr size_t kPanelScales = size_t(kLargestChunk) / 16 * kPanelColumns;
 constexpr size_t kPanelTables = size_t(kLargestChunk) / 16 * 1024;
-constexpr size_t kPanelCodes = size_t(kPanelColumns) * (kLargestChunk + 64);
+constexpr size_t kPanelCodes = size_t(kPanelColumns) * kLargestChunk;
 
 // Codes that few rows can be multiplied with as they lie; see Tile::dot_nibbles.
 struct Stream {

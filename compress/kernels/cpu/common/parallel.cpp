@@ -1,10 +1,12 @@
 // A pool of our own threads, and a runner on the OpenMP runtime that PyTorch has already started.
 #include "common/parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -13,8 +15,13 @@ namespace {
 
 class Pool {
  public:
+  // With fewer threads where the system does not give as many.
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    workers_.reserve(size_t(threads));
+    try {
+      while (int(workers_.size()) + 1 < threads) workers_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~Pool() {
@@ -25,6 +32,8 @@ class Pool {
     wake_.notify_all();
     for (auto& worker : workers_) worker.join();
   }
+
+  int threads() const { return int(workers_.size()) + 1; }
 
   void run(compress_body body, void* context, size_t count) {
     std::lock_guard<std::mutex> one_at_a_time(callers_);
@@ -74,7 +83,7 @@ class Pool {
 
 struct PoolRunner : compress_runner {
   explicit PoolRunner(int count) : pool(count) {
-    threads = count;
+    threads = pool.threads();
     self = this;
     run = [](void* me, compress_body body, void* context, size_t n) {
       static_cast<PoolRunner*>(me)->pool.run(body, context, n);
@@ -118,7 +127,7 @@ extern "C" {
 
 compress_runner* compress_pool_create(int32_t threads) {
   try {
-    return new compress::PoolRunner(threads < 1 ? 1 : threads);
+    return new compress::PoolRunner(std::min(std::max(threads, 1), compress::kThreadLimit));
   } catch (...) {
     return nullptr;
   }

@@ -8,6 +8,8 @@
 
 namespace compress {
 
+constexpr int kThreadLimit = 1024;  // that are started, whatever is asked for
+
 // work(i) for every i below count, by the runner or, without one, in order. `work` must not throw.
 template <typename Work>
 void parallel_for(const compress_runner* runner, size_t count, Work&& work) {

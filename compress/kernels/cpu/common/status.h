@@ -47,6 +47,8 @@ compress_status reported(char* message, size_t size, Work&& work) noexcept {
     return tell(COMPRESS_NO_MEMORY, "out of memory");
   } catch (const std::exception& other) {
     return tell(COMPRESS_INVALID, other.what());
+  } catch (...) {
+    return tell(COMPRESS_INVALID, "an error without a description");
   }
 }
 

@@ -4,13 +4,16 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/panels.h"
+#include "common/parallel.h"
 #include "common/status.h"
 
 namespace compress {
 namespace {
 
 using Long = long long;
+
+constexpr float kSmallestTable = 0x1p-100f;  // tables of smaller values, or of zeros, fold to zeros
+constexpr int64_t kChannelsAtOnce = 64;
 
 bool broadcasts(int64_t extent, int64_t to) { return extent == 1 || extent == to; }
 
@@ -22,6 +25,7 @@ float table_unit(const float* table, int entries) {
     most = std::max(most, std::fabs(table[i]));
   }
   if (most == 0.0f) return 1.0f;
+  if (most < kSmallestTable) return 0.0f;
   const float unit = std::ldexp(1.0f, -int(std::floor(std::log2(127.0f / most))));
   for (int i = 0; i < entries; ++i)
     if (table[i] / unit != std::nearbyint(table[i] / unit)) return 0.0f;
@@ -54,6 +58,12 @@ void check_weight(const compress_weight& w) {
   if (w.mode != COMPRESS_MODE_EXACT && w.mode != COMPRESS_MODE_FOLDED) fail(COMPRESS_INVALID, "mode %d", w.mode);
 }
 
+void check_zero_points(const uint8_t* zero_points, int64_t count, int bits) {
+  unsigned any = 0;  // has a bit beyond the codes' exactly when some zero point has
+  for (int64_t i = 0; i < count; ++i) any |= zero_points[i];
+  if (any >> bits) fail(COMPRESS_INVALID, "a zero point is not below %d, as codes of %d bits are", 1 << bits, bits);
+}
+
 WeightCodes::WeightCodes(const compress_weight& weight) : weight_(weight) {
   const compress_weight& w = weight_;
   check_weight(w);
@@ -71,6 +81,7 @@ WeightCodes::WeightCodes(const compress_weight& weight) : weight_(weight) {
       largest_ = std::max(largest_, std::fabs(w.table[i]));
     }
     unit_ = w.bits <= 6 ? table_unit(w.table, 1 << w.bits) : 0.0f;
+    largest_ = std::max(largest_, kSmallestTable);
   }
   const bool folded = w.mode == COMPRESS_MODE_FOLDED;
   rounds_table_ = folded && unit_ == 0.0f;
@@ -98,24 +109,37 @@ void WeightCodes::values(int zero, float* values) const {
     values[code] = weight_.table ? weight_.table[code] : float(code - zero);
 }
 
-float WeightCodes::find_largest_scale(int64_t channel) const {
-  float most = scale(channel, 0);
-  for (int64_t block = 1; block < (scales_change() ? blocks_ : 1); ++block) most = std::max(most, scale(channel, block));
-  return most;
+WeightCodes::Channel WeightCodes::read_channel(const float* scales, int64_t count) {
+  constexpr int kLanes = 8;  // that do not wait for each other
+  float most[kLanes], least[kLanes];
+  int32_t broken[kLanes] = {};
+  std::fill_n(most, kLanes, scales[0]);
+  std::fill_n(least, kLanes, scales[0]);
+  const auto take = [&](float scale, int lane) {
+    broken[lane] |= scale != scale;
+    most[lane] = scale > most[lane] ? scale : most[lane];
+    least[lane] = scale < least[lane] ? scale : least[lane];
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) take(scales[i + lane], lane);
+  for (; i < count; ++i) take(scales[i], 0);
+  const float largest = *std::max_element(most, most + kLanes), smallest = *std::min_element(least, least + kLanes);
+  const bool nan = std::any_of(broken, broken + kLanes, [](int32_t lane) { return lane != 0; });
+  // Equal scales need no factors of their own, even where they are all 0.
+  return {largest, nan || !(smallest == largest || fold_ratio(smallest, largest) > 0.0f)};
 }
 
-bool WeightCodes::keeps_blocks(int64_t channel) const {
-  const float largest = channel_scale(channel);
-  for (int64_t block = 0; block < blocks_; ++block)
-    if (scale(channel, block) / largest < kSmallestRatio) return true;
-  return false;
-}
-
-void WeightCodes::read_scales() {
+void WeightCodes::read(const compress_runner* runner) {
+  const compress_weight& w = weight_;
+  if (w.zero_points) check_zero_points(w.zero_points, w.zero_rows * w.zero_columns, w.bits);
   if (!folds_) return;
-  std::vector<float> found(static_cast<size_t>(weight_.n));
-  for (int64_t channel = 0; channel < weight_.n; ++channel) found[size_t(channel)] = find_largest_scale(channel);
-  largest_scales_ = std::move(found);
+  channels_.resize(size_t(w.scale_rows));
+  parallel_for(runner, size_t((w.scale_rows + kChannelsAtOnce - 1) / kChannelsAtOnce), [&](size_t group) {
+    const int64_t begin = int64_t(group) * kChannelsAtOnce, end = std::min(begin + kChannelsAtOnce, w.scale_rows);
+    for (int64_t row = begin; row < end; ++row)
+      channels_[size_t(row)] = read_channel(w.scales + row * w.scale_columns, w.scale_columns);
+  });
 }
 
 void WeightCodes::unpack_bytes(int64_t channel, int64_t position, int64_t count, uint8_t* bytes) const {

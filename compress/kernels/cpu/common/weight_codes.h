@@ -11,6 +11,8 @@ namespace compress {
 
 // Throws Failure (COMPRESS_INVALID) when shapes and attributes contradict each other; reads no data.
 void check_weight(const compress_weight& weight);
+// Throws Failure (COMPRESS_INVALID) when a zero point is no code of that many bits.
+void check_zero_points(const uint8_t* zero_points, int64_t count, int bits);
 
 // How the codes of one weight become whole numbers that fit a signed byte, and which scales those need.
 //
@@ -48,34 +50,50 @@ class WeightCodes {
   void whole_values(int zero, float* values) const;
   float unit() const { return unit_; }
 
-  // Folding of block scales, as compress/kernels/folding.py: values * factor rounded, to be multiplied by channel scale * folded_unit().
+  // Folding of block scales, as compress/kernels/folding.py: values * factor rounded, to be multiplied by
+  // channel scale * folded_unit().
   void values(int zero, float* values) const;
   float fold_factor(float ratio) const { return ratio * (127.0f / largest_); }
   float folded_unit() const { return largest_ / 127.0f; }
-  float channel_scale(int64_t channel) const {  // the largest of its blocks
-    return largest_scales_.empty() ? find_largest_scale(channel) : largest_scales_[size_t(channel)];
+  // The largest scale of a channel's blocks, and whether some block stays exact; after `read`.
+  float channel_scale(int64_t channel) const { return channels_[scale_row(channel)].largest; }
+  bool keeps_blocks(int64_t channel) const { return channels_[scale_row(channel)].keeps; }
+  // A block's part of its channel's largest scale; 0 where the block stays exact, because the ratio is below 1/4 or not
+  // a ratio: beside negative scales, those that are not finite, and where all are 0.
+  float fold_ratio(int64_t channel, int64_t block) const {
+    return fold_ratio(scale(channel, block), channel_scale(channel));
   }
-  // Whether some block of a channel is too far below its largest scale to be folded.
-  bool keeps_blocks(int64_t channel) const;
-  static constexpr float kSmallestRatio = 0.25f;
-  // Finds the channels' largest scales once, if there is anything to fold. Reads data; before threads share the object.
-  void read_scales();
+  static float fold_ratio(float scale, float largest) {
+    const float ratio = scale / largest;
+    return (ratio >= kSmallestRatio) & (ratio <= 1.0f) ? ratio : 0.0f;
+  }
+  bool folds_at(int64_t channel, int64_t block) const { return fold_ratio(channel, block) > 0.0f; }
+  // Checks the zero points (COMPRESS_INVALID) and finds the channels' largest scales, if there is anything to fold.
+  // Reads data; to be called once, before anything above is asked.
+  void read(const compress_runner* runner);
 
   // Codes of `count` positions from `position` (a multiple of 8) as one byte each, or as nibbles.
   void unpack_bytes(int64_t channel, int64_t position, int64_t count, uint8_t* bytes) const;
   void unpack_nibbles(int64_t channel, int64_t position, int64_t count, uint8_t* nibbles) const;
 
  private:
-  float find_largest_scale(int64_t channel) const;
+  struct Channel {
+    float largest;
+    bool keeps;
+  };
 
+  static Channel read_channel(const float* scales, int64_t count);
+  size_t scale_row(int64_t channel) const { return weight_.scale_rows > 1 ? size_t(channel) : 0; }
+
+  static constexpr float kSmallestRatio = 0.25f;
   compress_weight weight_;
   int64_t blocks_;
   size_t row_bytes_;
   bool folds_ = false;         // block scales, in some channels
   bool rounds_table_ = false;  // a table that is not whole
-  float unit_ = 1.0f;     // of the whole numbers of a table
-  float largest_ = 0.0f;  // magnitude of a value before scaling
-  std::vector<float> largest_scales_;
+  float unit_ = 1.0f;          // of the whole numbers of a table
+  float largest_ = 0.0f;       // magnitude of a value before scaling
+  std::vector<Channel> channels_;  // [scale_rows] when blocks fold
 };
 
 }  // namespace compress

@@ -128,10 +128,12 @@ COMPRESS_API int32_t compress_kernels_abi(void);
 COMPRESS_API const char* compress_isa(void);
 /* All of them that this CPU runs, best first, separated by spaces. */
 COMPRESS_API const char* compress_isas(void);
-/* Use one from now on (null: the best). Not while another thread computes. */
+/* Use one from now on (null: the best); calls that are running keep theirs. */
 COMPRESS_API compress_status compress_use_isa(const char* name);
 
-/* A pool of this library's own, for callers that bring no threads. The runner stays valid until it is destroyed. */
+/* A pool of this library's own, for callers that bring no threads; null when there is no memory. It has fewer threads
+ * (`threads` says how many) where the system does not give more. Runners stay valid until they are destroyed, but do
+ * not survive a fork: a child process must make its own, and must neither use nor destroy its parent's. */
 COMPRESS_API compress_runner* compress_pool_create(int32_t threads);
 COMPRESS_API void compress_pool_destroy(compress_runner* pool);
 /* A runner on the caller's OpenMP runtime: the address of its GOMP_parallel, as PyTorch's libgomp exports it. */
@@ -139,9 +141,9 @@ COMPRESS_API compress_runner* compress_openmp_create(void* gomp_parallel, int32_
 COMPRESS_API void compress_openmp_destroy(compress_runner* runner);
 
 /* Billions of operations a second (2 a multiply-add) of nothing but byte products in registers: the limit of this CPU.
- * 0 where no instruction set with such products is compiled in. */
+ * Takes about `seconds`, at most 10. 0 where no instruction set with such products is compiled in. */
 COMPRESS_API double compress_peak_gops(int32_t threads, double seconds);
-/* Seconds of one qmatmul with its rows already quantized: the matrix product alone. Best of nothing: one run. */
+/* Seconds of one qmatmul with its rows already quantized: the matrix product alone, one run; 0 without rows. */
 COMPRESS_API compress_status compress_time_qmatmul(const float* x, int64_t rows, const compress_weight* weight,
                                                    const compress_options* options, float* y,
                                                    const compress_runner* runner, double* seconds, char* message,

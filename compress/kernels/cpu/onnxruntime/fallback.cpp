@@ -1,15 +1,13 @@
 #include "onnxruntime/fallback.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <vector>
 
-#include "common/parallel.h"
 #include "common/status.h"
+#include "common/tasks.h"
 
 // One copy for each instruction set, picked when the library is loaded.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
@@ -30,6 +28,7 @@ constexpr int64_t kTaskRows = 480;
 constexpr int64_t kGathered = 48;          // rows of a convolution laid out at a time
 constexpr double kPanelMax = 127.0;        // folding.py
 constexpr float kSmallestRatio = 0.25f;
+constexpr float kSmallestLargest = 0x1p-100f;
 constexpr int kMostFoldedBits = 6;
 
 using Lanes = float __attribute__((vector_size(kColumns * sizeof(float))));
@@ -125,9 +124,9 @@ class BlockDecoder : public Decoder {
     folds_ = folded && w_.scale_columns > 1 && !fractions;
     if (folds_ && w_.bits > kMostFoldedBits)
       fail(COMPRESS_INVALID, "weights of %d bits cannot be folded into an int8 panel: use mode exact", w_.bits);
-    largest_ = w_.table          ? largest_magnitude(w_.table, entries)
-               : w_.zero_points  ? float(entries - 1)
-                                 : float(entries / 2);
+    largest_ = w_.table         ? std::max(largest_magnitude(w_.table, entries), kSmallestLargest)
+               : w_.zero_points ? float(entries - 1)
+                                : float(entries / 2);
     if (!folded || !fractions) return;
     // folding.round_table: whole numbers, and the unit they count.
     unit_ = largest_ / float(kPanelMax);
@@ -186,8 +185,8 @@ class BlockDecoder : public Decoder {
 
   // Scales the values of a block, with folding's rounding where the block is folded.
   void apply(float scale, float most, int64_t count, float* values) const {
-    const float ratio = scale / most;
-    if (!folds_ || ratio < kSmallestRatio) {
+    const float ratio = scale == most ? 1.0f : scale / most;  // scales may all be 0
+    if (!folds_ || !(ratio >= kSmallestRatio && ratio <= 1.0f)) {
       for (int64_t i = 0; i < count; ++i) values[i] *= scale * unit_;
       return;
     }
@@ -209,7 +208,7 @@ class VectorDecoder : public Decoder {
     bytes_ = (count_ * w_.bits + 7) / 8;
     if (w_.mode != COMPRESS_MODE_FOLDED) return;
     const int64_t entries = (int64_t(1) << w_.bits) * w_.d;
-    const float most = float(kPanelMax), largest = std::max(largest_magnitude(w_.codebook, entries), 0x1p-100f);
+    const float most = float(kPanelMax), largest = std::max(largest_magnitude(w_.codebook, entries), kSmallestLargest);
     folded_.resize(size_t(entries));
     for (int64_t i = 0; i < entries; ++i) folded_[size_t(i)] = std::rint(w_.codebook[i] * (most / largest));
     codebook_ = folded_.data();
@@ -308,18 +307,9 @@ class FloatProduct {
   }
 
  private:
-  // Memory that runs out in a task ends the call, not the process.
   template <typename Work>
   void parallel(int64_t count, Work&& work) {
-    std::atomic<bool> failed{false};
-    parallel_for(runner_, size_t(count), [&](size_t i) {
-      try {
-        work(int64_t(i));
-      } catch (const std::bad_alloc&) {
-        failed = true;
-      }
-    });
-    if (failed) throw std::bad_alloc();
+    parallel_try(runner_, size_t(count), [&](size_t i) { work(int64_t(i)); });
   }
 
   void round_activations() {

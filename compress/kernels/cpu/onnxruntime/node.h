@@ -64,6 +64,12 @@ struct Execution {
   bool in_float;  // never by integer kernels
 };
 
+constexpr int64_t kLargestBlock = int64_t(1) << 31;  // positions of a block, and of a sum
+
+inline int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+// What activation scales spread over: one for each group of each row, or for each image.
+Tensor scale_target(const Tensor& x, bool convolution, int64_t groups);
+
 class Node {
  public:
   // Throws Failure when attributes, constant inputs or known shapes do not fit together.
@@ -92,6 +98,7 @@ class Node {
   void check_inputs(const Inputs& in) const;
   void check_weight(const Inputs& in, int64_t k) const;
   void check_vectors(const Inputs& in, int64_t k) const;
+  void check_zero_points(const Inputs& in) const;  // reads data
   void check_output(const Inputs& in, int64_t n) const;
   void check_presence(const bool* present) const;
 
@@ -110,7 +117,7 @@ class Node {
   Attributes attributes_;
   std::string title_;
   Execution how_;
-  bool has_table_ = false;
+  bool has_table_ = false, zero_points_checked_ = false;
   std::vector<float> kept_[kRoles];  // constant inputs that are not float32, as float32
   bool is_kept_[kRoles] = {};
 };

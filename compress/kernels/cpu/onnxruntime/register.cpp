@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "common/parallel.h"
 #include "onnxruntime/node.h"
 
 namespace compress {
@@ -21,7 +22,6 @@ constexpr const char* kThreadsKey = "compress.threads";
 // "1": all is computed in floating point, to compare with.
 constexpr const char* kFloatKey = "compress.float";
 constexpr const char* kDomain = "compress";
-constexpr int kMostThreads = 1024;
 
 // An operator for x of one element type; the type of y is x's.
 struct Operator : ort::CustomOp {
@@ -122,7 +122,7 @@ int option(const ort::Api& api, const ort::SessionOptions* options, const char* 
 Execution execution(const ort::Api& api, const ort::SessionOptions* options) {
   const int given = option(api, options, kThreadsKey);
   const int threads = given > 0 ? given : int(std::thread::hardware_concurrency());
-  return {std::min(std::max(threads, 1), kMostThreads), option(api, options, kFloatKey) == 1};
+  return {std::min(std::max(threads, 1), kThreadLimit), option(api, options, kFloatKey) == 1};
 }
 
 ort::CustomOpDomain* domain_of(const ort::Api& api, Execution how) {

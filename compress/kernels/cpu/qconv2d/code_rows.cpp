@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/panels.h"
 #include "common/status.h"
 
 namespace compress {
@@ -23,21 +22,20 @@ bool CodeRows::scaled(int64_t channel) const {
 
 void CodeRows::decode(int64_t channel, int8_t* values, float* scales) const {
   const bool with_scales = scaled(channel);
-  const float largest = codes_.folds() ? codes_.channel_scale(channel) : 0.0f;
   // Codes are read where their values go; each is replaced in place.
   codes_.unpack_bytes(channel, 0, k_, reinterpret_cast<uint8_t*>(values));
   const int64_t stretch = codes_.stretch();
   for (int64_t k = 0, block = 0; k < k_; k += stretch, ++block) {
-    const float scale = codes_.scale(channel, block);
-    const bool folded = codes_.folds() && !(scale / largest < WeightCodes::kSmallestRatio);
-    decode_stretch(channel, block, folded, largest, std::min(stretch, k_ - k), values + k);
-    if (with_scales || block == 0) scales[block] = folded ? largest * codes_.folded_unit() : scale * codes_.unit();
+    const float ratio = codes_.folds() ? codes_.fold_ratio(channel, block) : 0.0f;
+    decode_stretch(channel, block, ratio, std::min(stretch, k_ - k), values + k);
+    if (!with_scales && block > 0) continue;
+    scales[block] = ratio > 0.0f ? codes_.channel_scale(channel) * codes_.folded_unit()
+                                 : codes_.scale(channel, block) * codes_.unit();
   }
 }
 
-// `values` holds codes and gets what they stand for.
-void CodeRows::decode_stretch(int64_t channel, int64_t block, bool folded, float largest, int64_t count,
-                              int8_t* values) const {
+// `values` holds codes and gets what they stand for; `ratio` is 0 where they are not folded.
+void CodeRows::decode_stretch(int64_t channel, int64_t block, float ratio, int64_t count, int8_t* values) const {
   const int zero = codes_.zero(channel, block);
   const compress_weight& w = codes_.raw();
   if (!codes_.folds() && !w.table) {
@@ -46,9 +44,9 @@ void CodeRows::decode_stretch(int64_t channel, int64_t block, bool folded, float
   }
   float table[256];
   int8_t entries[256];
-  if (folded) {
+  if (ratio > 0.0f) {
     codes_.values(zero, table);
-    const float factor = codes_.fold_factor(codes_.scale(channel, block) / largest);
+    const float factor = codes_.fold_factor(ratio);
     for (int code = 0; code < 1 << w.bits; ++code) table[code] *= factor;
   } else {
     codes_.whole_values(zero, table);

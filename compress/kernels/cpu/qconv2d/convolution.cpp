@@ -4,132 +4,20 @@
 #include "qconv2d/convolution.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
-#include "common/arena.h"
+#include "common/options.h"
 #include "common/panels.h"
-#include "common/parallel.h"
-#include "common/product.h"
+#include "common/rows.h"
 #include "common/status.h"
-#include "tile/dispatch.h"
+#include "common/tasks.h"
+#include "qconv2d/image.h"
 
 namespace compress {
 namespace {
 
-constexpr int64_t kMostRows = 504;
 constexpr size_t kStagingPitch = 2 * kPanelColumns;  // pieces are copied 64 bytes at a time and overlap
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
-// The quantized, padded image: bytes [batch][channels][padded height][stride][width of a phase]. Pixels of a row whose
-// distance is the stride lie side by side, so that 64 neighbouring outputs read 64 neighbouring bytes.
-struct Image {
-  int64_t phases, phase_width, row_bytes, rows, channel_bytes, bytes;
-  int8_t* codes;
-  float* scale;  // [batch]
-  float* shift;  // [batch]: scale * (what the codes are short of); all 0 for signed codes without a zero point
-  bool shifted;
-
-  explicit Image(const Geometry& g, const compress_options& options) {
-    phases = g.stride[1];
-    phase_width = (g.width + 2 * g.padding[1] + phases - 1) / phases;
-    row_bytes = phases * phase_width;
-    rows = g.height + 2 * g.padding[0];
-    channel_bytes = rows * row_bytes;
-    bytes = g.batch * g.channels * channel_bytes + kPanelColumns;  // the last pixels are read 64 at a time
-    shifted = options.act_zero_point || options.act_high > 127;
-    codes = nullptr;
-    scale = shift = nullptr;
-  }
-
-  int64_t place(int64_t image, int64_t channels) const { return image * channels * channel_bytes; }
-};
-
-RowCoding coding_of(const Image& image, int64_t b, const compress_options& options) {
-  RowCoding coding{};
-  coding.scale = image.scale[b];
-  if (options.act_zero_point) coding.zero = options.act_zero_point[options.act_zero_rows > 1 ? b : 0];
-  coding.low = float(options.act_low);
-  coding.high = float(options.act_high);
-  coding.shift = options.act_high > 127 ? 128.0f : 0.0f;
-  return coding;
-}
-
-// One channel of one image. `line` holds the codes of the channel in their order.
-void place_channel(const Tile& t, const float* x, const Geometry& g, const compress_options& options, Image& image,
-                   int64_t b, int64_t c, Arena& arena) {
-  const int64_t count = g.height * g.width, padded = round_up(count, 16);
-  Layout layout(arena.reserve(size_t(padded) + (options.smooth ? size_t(count) * 4 : 0) + 256));
-  int8_t* line = layout.take<int8_t>(size_t(padded));
-  const float* smooth = nullptr;
-  if (options.smooth) {
-    float* same = layout.take<float>(size_t(count));
-    std::fill(same, same + count, options.smooth[c]);
-    smooth = same;
-  }
-  const RowCoding coding = coding_of(image, b, options);
-  int32_t unused;
-  t.encode(x + (b * g.channels + c) * count, smooth, size_t(count), size_t(padded), coding, line, size_t(padded),
-           &unused);
-  // The padding is an exact zero: the code that stands for it.
-  const float zero = std::min(std::max(coding.zero, coding.low), coding.high) - coding.shift;
-  int8_t* out = image.codes + image.place(b, g.channels) + c * image.channel_bytes;
-  if (g.padding[0] || g.padding[1] || image.row_bytes != g.width)
-    std::memset(out, int(zero) & 0xff, size_t(image.channel_bytes));
-  for (int64_t row = 0; row < g.height; ++row) {
-    int8_t* target = out + (row + g.padding[0]) * image.row_bytes;
-    const int8_t* source = line + row * g.width;
-    if (image.phases == 1) {
-      std::memcpy(target + g.padding[1], source, size_t(g.width));
-    } else {
-      for (int64_t i = 0; i < g.width; ++i) {
-        const int64_t at = i + g.padding[1];
-        target[at % image.phases * image.phase_width + at / image.phases] = source[i];
-      }
-    }
-  }
-}
-
-void quantize_images(const Tile& t, const float* x, const Geometry& g, const compress_options& options, Image& image,
-                     std::atomic<bool>& failed, const compress_runner* runner) {
-  const int64_t count = g.height * g.width, planes = g.batch * g.channels;
-  std::vector<float> most(size_t(planes), 0.0f);
-  parallel_for(runner, size_t(planes), [&](size_t plane) {
-    most[plane] = t.largest(x + int64_t(plane) * count, nullptr, size_t(count));
-    if (options.smooth) most[plane] *= std::fabs(options.smooth[int64_t(plane) % g.channels]);
-  });
-  for (int64_t b = 0; b < g.batch; ++b) {
-    float largest = 0.0f;
-    for (int64_t c = 0; c < g.channels; ++c) {
-      const float value = most[size_t(b * g.channels + c)];
-      if (!(value <= largest)) largest = value;  // keeps NaN
-      if (std::isnan(largest)) break;
-    }
-    if (options.act_scale) {  // a NaN spoils the image under a given scale too
-      image.scale[b] = std::isnan(largest) ? largest : options.act_scale[options.act_scale_rows > 1 ? b : 0];
-      continue;
-    }
-    float scale = largest / options.act_max;
-    if (scale == 0.0f) scale = 1.0f;
-    image.scale[b] = std::isfinite(scale) ? scale : std::nanf("");
-  }
-  for (int64_t b = 0; b < g.batch; ++b) {
-    const RowCoding coding = coding_of(image, b, options);
-    image.shift[b] = coding.scale * (coding.shift - coding.zero);
-  }
-  parallel_for(runner, size_t(planes), [&](size_t plane) {
-    thread_local Arena arena;
-    try {
-      place_channel(t, x, g, options, image, int64_t(plane) / g.channels, int64_t(plane) % g.channels, arena);
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
-  });
-  std::memset(image.codes + image.bytes - kPanelColumns, 0, kPanelColumns);
-}
 
 // Decoded output channels.
 struct Channels {
@@ -144,13 +32,11 @@ struct Channels {
   uint8_t* scaled;   // [padded]
 };
 
-Channels lay_out(Layout& layout, const WeightRows& weight, const Tile& t) {
+Channels place_channels(Layout& layout, const WeightRows& weight, const Tile& t) {
   Channels c{};
   c.padded = round_up(weight.n(), t.rows_per_tile);
   c.segments = weight.segment() ? (weight.k() + weight.segment() - 1) / weight.segment() : 1;
-  int64_t lines = round_up(round_up(weight.k(), weight.segment() ? weight.segment() : 32), 64) / 64;
-  lines |= 1;
-  c.pitch = size_t(lines) * 64;
+  c.pitch = row_pitch(weight.k(), weight.segment());
   c.values = layout.take<int8_t>(size_t(c.padded) * c.pitch);
   c.scales = layout.take<float>(size_t(c.padded * c.segments));
   c.starts = layout.take<int32_t>(size_t(c.padded * c.segments));
@@ -208,7 +94,7 @@ struct Scratch {
   float* residual;  // [64]
 };
 
-Scratch lay_out(Layout& layout, int64_t rows) {
+Scratch place_scratch(Layout& layout, int64_t rows) {
   Scratch s{};
   s.panel = layout.take<uint8_t>(kPanelBytes);
   s.staging = layout.take<int8_t>(size_t(kLargestChunk) * kStagingPitch + kPanelColumns);
@@ -224,16 +110,11 @@ class Convolution {
  public:
   Convolution(const Tile& t, const Geometry& g, const Image& image, const Channels& channels, const WeightRows& weight,
               const compress_options& options, float* y, size_t threads)
-      : t_(t), g_(g), image_(image), channels_(channels), weight_(weight), options_(options), y_(y) {
-    const int64_t segment = weight.segment();
-    chunk_ = kUsualChunk;
-    if (segment) chunk_ = int(std::max<int64_t>(1, (segment > kUsualChunk ? kLargestChunk : kUsualChunk) / segment) * segment);
-    columns_ = (g.pixels() + kPanelColumns - 1) / kPanelColumns;
-    const int64_t tiles = channels.padded / t.rows_per_tile;
-    int64_t parts = (channels.padded + kMostRows - 1) / kMostRows;
-    while (threads > 1 && columns_ * parts < int64_t(4 * threads) && parts < tiles / 4) ++parts;
-    rows_per_task_ = (tiles + parts - 1) / parts * t.rows_per_tile;
-    parts_ = (channels.padded + rows_per_task_ - 1) / rows_per_task_;
+      : t_(t), g_(g), image_(image), channels_(channels), weight_(weight), options_(options), y_(y),
+        columns_((g.pixels() + kPanelColumns - 1) / kPanelColumns),
+        parts_(channels.padded, t.rows_per_tile, columns_, threads) {
+    const int segment = weight.segment();
+    if (segment) chunk_ = std::max(1, (segment > kUsualChunk ? kLargestChunk : kUsualChunk) / segment) * segment;
     offsets_.resize(size_t(weight.k()));
     const int64_t area = g.kernel[0] * g.kernel[1];
     for (int64_t k = 0; k < weight.k(); ++k) {
@@ -243,21 +124,21 @@ class Convolution {
     }
   }
 
-  size_t tasks() const { return size_t(columns_ * parts_); }
+  size_t tasks() const { return size_t(columns_ * parts_.count); }
 
   size_t scratch_bytes() const {
     Layout count;
-    lay_out(count, rows_per_task_);
+    place_scratch(count, parts_.rows);
     return count.used();
   }
 
   void run(size_t task, char* memory) const {
-    const int64_t column = int64_t(task) / parts_, part = int64_t(task) % parts_;
+    const int64_t column = int64_t(task) / parts_.count, part = int64_t(task) % parts_.count;
     const int64_t first = column * kPanelColumns;
     const int count = int(std::min<int64_t>(kPanelColumns, g_.pixels() - first));
-    const int64_t begin = part * rows_per_task_, end = std::min(begin + rows_per_task_, channels_.padded);
+    const int64_t begin = part * parts_.rows, end = std::min(begin + parts_.rows, channels_.padded);
     Layout layout(memory);
-    Scratch s = lay_out(layout, rows_per_task_);
+    Scratch s = place_scratch(layout, parts_.rows);
     Piece pieces[kPanelColumns];
     const int many = find_pieces(first, count, pieces);
     for (int c = 0; c < kPanelColumns; ++c) {
@@ -277,6 +158,7 @@ class Convolution {
         if (row + t_.rows_per_tile < end)
           prefetch_rows(values + size_t(t_.rows_per_tile) * channels_.pitch, channels_.pitch, t_.rows_per_tile,
                         size_t(quads) * kQuad);
+        if (last) ask_for_outputs(row, first);
         const bool scaled = any_scaled(row);
         if (scaled)
           t_.multiply_row_scaled(s.panel, values, channels_.pitch, segment / kQuad, quads * kQuad / segment,
@@ -298,12 +180,14 @@ class Convolution {
   }
 
   int find_pieces(int64_t first, int count, Piece* pieces) const {
+    // Rows of outputs whose inputs follow each other without a gap are one.
+    const bool whole = g_.stride[0] == 1 && g_.stride[1] == 1 && image_.row_bytes == g_.out_width;
     int many = 0;
     for (int column = 0; column < count; ++many) {
       const int64_t pixel = first + column, b = pixel / g_.image_pixels(), at = pixel % g_.image_pixels();
       const int64_t row = at / g_.out_width, x = at % g_.out_width;
-      const int run = int(std::min<int64_t>(count - column, g_.out_width - x));
-      pieces[many] = {column, run, image_.place(b, g_.channels) + row * g_.stride[0] * image_.row_bytes + x};
+      const int run = int(std::min<int64_t>(count - column, whole ? g_.image_pixels() - at : g_.out_width - x));
+      pieces[many] = {column, run, image_.start(b, g_.channels) + row * g_.stride[0] * image_.row_bytes + x};
       column += run;
     }
     return many;
@@ -324,6 +208,14 @@ class Convolution {
       for (int p = 0; p < many; ++p) std::memcpy(to + pieces[p].column, from + pieces[p].place, kPanelColumns);
     }
     t_.interleave(rows, quads, s.panel);
+  }
+
+  void ask_for_outputs(int64_t row, int64_t first) const {
+    const int64_t image = g_.image_pixels(), end = std::min(row + t_.rows_per_tile, weight_.n());
+    for (int64_t channel = row; channel < end; ++channel) {
+      const float* line = y_ + (first / image * g_.n + channel) * image + first % image;
+      for (int c = 0; c < kPanelColumns; c += 16) __builtin_prefetch(line + c, 1);
+    }
   }
 
   void finish(bool scaled, const Scratch& s, int64_t row, int64_t first, int count, const int32_t* sums) const {
@@ -380,23 +272,24 @@ class Convolution {
   const WeightRows& weight_;
   const compress_options& options_;
   float* y_;
-  int chunk_ = 0;
-  int64_t columns_ = 0, parts_ = 0, rows_per_task_ = 0;
+  int chunk_ = kUsualChunk;
+  int64_t columns_;
+  Parts parts_;
   std::vector<int64_t> offsets_;
 };
 
 // One output channel of one image, every kernel position over a whole row of outputs.
 void depthwise_plane(const Tile& t, const Geometry& g, const Image& image, const Channels& channels,
-                     const compress_options& options, float* y, int64_t b, int64_t n, Arena& arena) {
+                     const compress_options& options, float* y, int64_t b, int64_t n, Borrowed& memory) {
   const int64_t channel = n / (g.n / g.groups), width = g.out_width, padded = round_up(width, kPanelColumns);
-  Layout layout(arena.reserve(size_t(padded) * 4 + 1024));
+  Layout layout(memory.reserve(size_t(padded) * 4 + 1024));
   int32_t* sums = layout.take<int32_t>(size_t(padded));
   float* scale = layout.take<float>(kPanelColumns);
   float* shift = layout.take<float>(kPanelColumns);
   std::fill(scale, scale + kPanelColumns, image.scale[b]);
   std::fill(shift, shift + kPanelColumns, image.shift[b]);
   const int8_t* weights = channels.values + size_t(n) * channels.pitch;
-  const int8_t* plane = image.codes + image.place(b, g.channels) + channel * image.channel_bytes;
+  const int8_t* plane = image.codes + image.start(b, g.channels) + channel * image.channel_bytes;
   for (int64_t row = 0; row < g.out_height; ++row) {
     std::memset(sums, 0, size_t(padded) * sizeof *sums);
     for (int64_t i = 0; i < g.kernel[0]; ++i) {
@@ -435,49 +328,33 @@ void check_convolution(const Geometry& geometry, const WeightRows& weight, const
     fail(COMPRESS_UNSUPPORTED, "scales that change within the kernel of a depthwise convolution");
 }
 
-void convolution(const float* x, const Geometry& g, const WeightRows& weight, const compress_options& options, float* y,
-                 const compress_runner* runner) {
-  check_convolution(g, weight, options);
+void convolution(const Tile& t, const float* x, const Geometry& g, const WeightRows& weight,
+                 const compress_options& options, float* y, const compress_runner* runner) {
   if (g.batch == 0) return;
   check_act_rows(options, g.batch);
-  const Tile& t = tile();
   thread_local Arena shared;
+  Borrowed memory(shared);
   Image image(g, options);
   const auto place = [&](Layout& layout) {
-    image.codes = layout.take<int8_t>(size_t(image.bytes));
-    image.scale = layout.take<float>(size_t(g.batch));
-    image.shift = layout.take<float>(size_t(g.batch));
-    return lay_out(layout, weight, t);
+    image.place(layout, g.batch);
+    return place_channels(layout, weight, t);
   };
   Layout count;
   place(count);
-  Layout layout(shared.reserve(count.used()));
+  Layout layout(memory.reserve(count.used()));
   const Channels channels = place(layout);
-  std::atomic<bool> failed{false};
-  quantize_images(t, x, g, options, image, failed, runner);
+  quantize_images(t, x, g, options, image, runner);
   parallel_for(runner, size_t(channels.padded),
                [&](size_t channel) { decode_channel(weight, t, channels, int64_t(channel)); });
-  const auto with_arena = [&](size_t tasks, auto&& run) {
-    parallel_for(runner, tasks, [&](size_t task) {
-      thread_local Arena own;
-      try {
-        run(task, own);
-      } catch (const std::bad_alloc&) {
-        failed = true;
-      }
-    });
-  };
   if (g.depthwise()) {
-    with_arena(size_t(g.batch * g.n), [&](size_t task, Arena& own) {
+    parallel_with_memory(runner, size_t(g.batch * g.n), [&](size_t task, Borrowed& own) {
       depthwise_plane(t, g, image, channels, options, y, int64_t(task) / g.n, int64_t(task) % g.n, own);
     });
-  } else {
-    const Convolution work(t, g, image, channels, weight, options, y, threads_of(runner));
-    const size_t bytes = work.scratch_bytes();
-    with_arena(work.tasks(), [&](size_t task, Arena& own) { work.run(task, own.reserve(bytes)); });
+    return;
   }
-  shared.trim();
-  if (failed) throw std::bad_alloc();
+  const Convolution work(t, g, image, channels, weight, options, y, threads_of(runner));
+  const size_t bytes = work.scratch_bytes();
+  parallel_with_memory(runner, work.tasks(), [&](size_t task, Borrowed& own) { work.run(task, own.reserve(bytes)); });
 }
 
 }  // namespace compress

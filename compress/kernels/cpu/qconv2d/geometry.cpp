@@ -1,5 +1,6 @@
 #include "qconv2d/geometry.h"
 
+#include "common/rows.h"
 #include "common/status.h"
 
 namespace compress {
@@ -8,7 +9,6 @@ namespace {
 using Long = long long;
 
 constexpr int64_t kLargestExtent = int64_t(1) << 30;
-constexpr int64_t kMostElements = int64_t(1) << 46;
 
 int64_t extent(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;

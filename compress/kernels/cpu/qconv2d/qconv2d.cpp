@@ -2,6 +2,7 @@
 #include "common/status.h"
 #include "qconv2d/code_rows.h"
 #include "qconv2d/convolution.h"
+#include "tile/dispatch.h"
 
 extern "C" {
 
@@ -11,9 +12,11 @@ compress_status compress_qconv2d(const float* x, const compress_geometry* geomet
   return compress::reported(message, message_size, [&] {
     if (!geometry || !weight || !options || ((!x || !y) && geometry->batch > 0))
       compress::fail(COMPRESS_INVALID, "a null argument");
-    const compress::CodeRows rows(*weight);
+    compress::CodeRows rows(*weight);
     const compress::Geometry sizes(*geometry, weight->n, weight->k);
-    compress::convolution(x, sizes, rows, *options, y, runner);
+    compress::check_convolution(sizes, rows, *options);
+    rows.read(runner);
+    compress::convolution(compress::tile(), x, sizes, rows, *options, y, runner);
   });
 }
 

@@ -32,7 +32,6 @@ CodePanels::CodePanels(const compress_weight& weight, const Tile& tile) : codes_
   }
   if (!codes_.grouped()) return;
   int64_t segment = weight.block_size;
-  if (segment >= k_) segment = (k_ + 31) / 32 * 32;
   if (segment > kLargestChunk) segment = part_of_block(segment);
   const int64_t whole = segment % 32 ? 2 * segment : segment;
   if (!segment || whole > kLargestChunk)
@@ -58,10 +57,6 @@ bool CodePanels::stream(Stream& stream) const {
   return fits && w.scale_rows == w.n;
 }
 
-bool CodePanels::folded_at(int64_t channel, int64_t block, float channel_scale) const {
-  return !(codes_.scale(channel, block) / channel_scale < WeightCodes::kSmallestRatio);
-}
-
 bool CodePanels::scaled(int64_t first) const {
   if (!codes_.scales_change()) return false;
   if (!codes_.folds()) return true;
@@ -74,7 +69,8 @@ bool CodePanels::factors(int64_t first, float* scale, int32_t* zero) const {
   bool any = false;
   for (int column = 0; column < kPanelColumns; ++column) {
     const int64_t c = channel(first, column);
-    scale[column] = codes_.folds() ? codes_.channel_scale(c) * codes_.folded_unit() : codes_.scale(c, 0) * codes_.unit();
+    scale[column] =
+        codes_.folds() ? codes_.channel_scale(c) * codes_.folded_unit() : codes_.scale(c, 0) * codes_.unit();
     zero[column] = codes_.zero_after() ? codes_.zero(c, 0) - 128 : 0;
     any |= zero[column] != 0;
   }
@@ -105,11 +101,10 @@ void CodePanels::expand(int64_t first, int64_t k0, PanelScratch& scratch) const 
 void CodePanels::write_scales(int64_t first, int64_t k0, int64_t length, float* scales) const {
   for (int column = 0; column < kPanelColumns; ++column) {
     const int64_t c = channel(first, column);
-    const float largest = codes_.folds() ? codes_.channel_scale(c) : 0.0f;
     for (int64_t k = k0, s = 0; k < k0 + length; k += segment_, ++s) {
       const int64_t block = k / codes_.raw().block_size;
       float scale = codes_.scale(c, block) * codes_.unit();
-      if (codes_.folds() && folded_at(c, block, largest)) scale = largest * codes_.folded_unit();
+      if (codes_.folds() && codes_.folds_at(c, block)) scale = codes_.channel_scale(c) * codes_.folded_unit();
       scales[s * kPanelColumns + column] = scale;
     }
   }
@@ -117,17 +112,13 @@ void CodePanels::write_scales(int64_t first, int64_t k0, int64_t length, float* 
 
 // What the codes of one block stand for in the panel, as floats that are whole or will be rounded.
 void CodePanels::fill_table(int64_t c, int64_t block, float* values) const {
-  const int zero = codes_.zero_after() ? 128 : codes_.zero(c, block);
-  if (!codes_.folds()) {
+  const int zero = codes_.zero(c, block);
+  const float ratio = codes_.folds() ? codes_.fold_ratio(c, block) : 0.0f;
+  if (ratio == 0.0f) {
     codes_.whole_values(zero, values);
     return;
   }
-  const float largest = codes_.channel_scale(c);
-  if (!folded_at(c, block, largest)) {
-    codes_.whole_values(zero, values);
-    return;
-  }
-  const float factor = codes_.fold_factor(codes_.scale(c, block) / largest);
+  const float factor = codes_.fold_factor(ratio);
   codes_.values(zero, values);
   for (int code = 0; code < 1 << codes_.raw().bits; ++code) values[code] *= factor;
 }
@@ -136,36 +127,32 @@ void CodePanels::fill_table(int64_t c, int64_t block, float* values) const {
 int CodePanels::write_tables(int64_t first, int64_t k0, int64_t length, uint8_t* tables) const {
   float values[16] = {};
   const float one[1] = {1.0f};
-  const bool alike = !codes_.folds() && (!codes_.raw().zero_points || codes_.zero_after());
-  if (alike) {
+  if (!codes_.folds() && !codes_.raw().zero_points) {
     fill_table(0, 0, values);
     tile_.fold_tables(values, one, 1, &tables);
     return 0;
   }
-  const bool many = codes_.grouped();
-  const int stretch = many ? int(std::min<int64_t>(codes_.raw().block_size, chunk_)) : kLargestChunk;
-  if (codes_.folds() && !codes_.raw().zero_points && many) {
+  const int stretch = codes_.grouped() ? int(std::min<int64_t>(codes_.raw().block_size, chunk_)) : kLargestChunk;
+  if (codes_.folds() && !codes_.raw().zero_points) {
     // The common case: one run of values, a factor for each column and block.
     codes_.values(codes_.zero(0, 0), values);
-    float largest[kPanelColumns];
+    float whole[16] = {}, largest[kPanelColumns];
+    codes_.whole_values(codes_.zero(0, 0), whole);
     for (int column = 0; column < kPanelColumns; ++column)
       largest[column] = codes_.channel_scale(channel(first, column));
-    float whole[16] = {};
-    codes_.whole_values(codes_.zero(0, 0), whole);
     for (int64_t k = 0, s = 0; k < length; k += stretch, ++s) {
       const int64_t block = (k0 + k) / codes_.raw().block_size;
-      float factors[kPanelColumns];
-      bool kept[kPanelColumns];
+      float scales[kPanelColumns], factors[kPanelColumns];
       uint8_t* places[kPanelColumns];
       for (int column = 0; column < kPanelColumns; ++column) {
-        const float ratio = codes_.scale(channel(first, column), block) / largest[column];
-        kept[column] = ratio < WeightCodes::kSmallestRatio;
-        factors[column] = codes_.fold_factor(kept[column] ? 1.0f : ratio);
+        scales[column] = codes_.scale(channel(first, column), block);
         places[column] = tables + s * 1024 + table_place(column);
       }
+      for (int column = 0; column < kPanelColumns; ++column)  // apart from the loop above, four at a time
+        factors[column] = codes_.fold_factor(WeightCodes::fold_ratio(scales[column], largest[column]));
       tile_.fold_tables(values, factors, kPanelColumns, places);
       for (int column = 0; column < kPanelColumns; ++column)
-        if (kept[column]) tile_.fold_tables(whole, one, 1, &places[column]);
+        if (factors[column] == 0.0f) tile_.fold_tables(whole, one, 1, &places[column]);
     }
     return stretch;
   }
@@ -186,7 +173,8 @@ void CodePanels::expand_four_bits(int64_t first, int64_t k0, int64_t length, Pan
   const int64_t direct = nibbles ? length / whole * whole : 0;
   const uint8_t* columns[kPanelColumns];
   if (direct) {
-    for (int column = 0; column < kPanelColumns; ++column) columns[column] = codes_.row(channel(first, column)) + k0 / 2;
+    for (int column = 0; column < kPanelColumns; ++column)
+      columns[column] = codes_.row(channel(first, column)) + k0 / 2;
     tile_.expand_nibbles(columns, int(direct), scratch.tables, stretch, scratch.panel);
   }
   if (direct == length) return;

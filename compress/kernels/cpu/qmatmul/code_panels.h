@@ -10,8 +10,8 @@ class CodePanels : public Panels {
  public:
   // Throws Failure when the weight is malformed or cannot be computed.
   CodePanels(const compress_weight& weight, const Tile& tile);
-  // Before the panels are used; reads data.
-  void read_scales() { codes_.read_scales(); }
+  // Before the panels are used; reads data. Throws Failure when zero points are no codes.
+  void read(const compress_runner* runner) { codes_.read(runner); }
 
   bool scaled(int64_t first) const override;
   void expand(int64_t first, int64_t k0, PanelScratch& scratch) const override;
@@ -27,7 +27,6 @@ class CodePanels : public Panels {
   int write_tables(int64_t first, int64_t k0, int64_t length, uint8_t* tables) const;
   void write_scales(int64_t first, int64_t k0, int64_t length, float* scales) const;
   void fill_table(int64_t channel, int64_t block, float* values) const;
-  bool folded_at(int64_t channel, int64_t block, float channel_scale) const;
 
   WeightCodes codes_;
   const Tile& tile_;

@@ -1,4 +1,5 @@
 // compress_qmatmul: rows times packed codes.
+#include "common/options.h"
 #include "common/product.h"
 #include "common/status.h"
 #include "qmatmul/code_panels.h"
@@ -12,9 +13,10 @@ compress_status run(const float* x, int64_t rows, const compress_weight* weight,
   return reported(message, message_size, [&] {
     if (!weight || !options || rows < 0 || ((!x || !y) && rows)) fail(COMPRESS_INVALID, "a null argument");
     check_options(*options, weight->k);
-    CodePanels panels(*weight, tile());
-    panels.read_scales();
-    product(x, rows, panels, *options, y, runner, seconds);
+    const Tile& t = tile();
+    CodePanels panels(*weight, t);
+    panels.read(runner);
+    product(t, x, rows, panels, *options, y, runner, seconds);
   });
 }
 

@@ -105,6 +105,65 @@ void test_broken_rows(Random& random) {
   }
 }
 
+// A scale that is not finite spoils the outputs of its channel and no others, folded or not.
+void test_broken_scales(Random& random) {
+  constexpr int64_t kOutputs = 65, kLength = 256, kRowsOfX = 9, kChannel = 3;
+  for (const std::string& isa : instruction_sets()) {
+    compress_use_isa(isa.c_str());
+    for (int32_t mode : {COMPRESS_MODE_EXACT, COMPRESS_MODE_FOLDED})
+      for (float value : {kNan, -kNan, kInfinity, -kInfinity})
+        for (int64_t block : {0, 5}) {
+          PackedWeight weight(random, kOutputs, kLength, 4, 32, Table::none, mode);
+          Guarded<float> scales(size_t(kOutputs * 8));
+          for (float& scale : scales) scale = random.real(0.5f, 1.0f);
+          weight.raw.scales = scales.data();
+          weight.raw.scale_rows = kOutputs;
+          weight.raw.scale_columns = 8;
+          Inputs inputs(random, kRowsOfX, kLength, 1, kOutputs, kRowsOfX * kOutputs, false);
+          const auto compute = [&] {
+            Outputs y(inputs.outputs);
+            const compress_status status =
+                compress_qmatmul(inputs.x->data(), kRowsOfX, &weight.raw, &inputs.raw, y.data(), nullptr, nullptr, 0);
+            CHECK(status == COMPRESS_OK, "%s", isa.c_str());
+            return std::vector<float>(y.begin(), y.end());
+          };
+          const std::vector<float> clean = compute();
+          scales[size_t(kChannel * 8 + block)] = value;
+          const std::vector<float> broken = compute();
+          double largest = 0.0;
+          for (float y : clean) largest = std::max(largest, std::fabs(double(y)));
+          const double bound = 1e-4 * largest;  // another order of additions
+          for (int64_t i = 0; i < inputs.outputs; ++i) {
+            const double found = broken[size_t(i)], before = clean[size_t(i)];
+            if (i % kOutputs != kChannel && mode == COMPRESS_MODE_EXACT)
+              CHECK(found == before, "%s: y[%lld]", isa.c_str(), static_cast<long long>(i));
+            else if (i % kOutputs != kChannel)
+              CHECK(std::fabs(found - before) <= bound, "%s: y[%lld] is %g, not %g (up to %g)", isa.c_str(),
+                    static_cast<long long>(i), found, before, largest);
+            else if (std::isnan(value))
+              CHECK(std::isnan(found), "%s: NaN is not seen in y[%lld]", isa.c_str(), static_cast<long long>(i));
+          }
+        }
+  }
+}
+
+// Tables too small to be divided by fold to zeros.
+void test_tiny_tables(Random& random) {
+  for (float most : {0.0f, 1e-45f, 1e-40f, 3e-38f})
+    for (int64_t block : {64, 32}) {
+      PackedWeight weight(random, 5, 64, 4, block, Table::nf4, COMPRESS_MODE_FOLDED);
+      for (float& entry : *weight.table) entry *= most;
+      Inputs inputs(random, 2, 64, 1, 5, 10, false);
+      inputs.bias.reset();
+      inputs.residual.reset();
+      inputs.connect();
+      Outputs y(10);
+      CHECK(compress_qmatmul(inputs.x->data(), 2, &weight.raw, &inputs.raw, y.data(), nullptr, nullptr, 0) ==
+                COMPRESS_OK, "a table of up to %g", double(most));
+      for (float value : y) CHECK(std::fabs(value) < 1e-25f, "a table of up to %g: y %g", double(most), double(value));
+    }
+}
+
 // No rows are no work, and need no pointers.
 void test_no_rows() {
   Random random(1);
@@ -112,6 +171,9 @@ void test_no_rows() {
   Inputs inputs(random, 1, 32, 1, 7, 7, false);
   inputs.raw.act_scale_rows = inputs.raw.act_zero_rows = 1;
   CHECK(compress_qmatmul(nullptr, 0, &weight.raw, &inputs.raw, nullptr, nullptr, nullptr, 0) == COMPRESS_OK, "no rows");
+  double seconds = -1.0;
+  CHECK(compress_time_qmatmul(nullptr, 0, &weight.raw, &inputs.raw, nullptr, nullptr, &seconds, nullptr, 0) ==
+            COMPRESS_OK && seconds == 0.0, "no rows took %g s", seconds);
 }
 
 void test_malformed() {
@@ -174,6 +236,23 @@ void test_malformed() {
       w.zero_points = zeros.data(), w.zero_rows = 1, w.zero_columns = count;
     });
   }
+  std::fill(zeros.begin(), zeros.end(), uint8_t(15));
+  const auto zeros_of = [&](int32_t bits, uint8_t last) {
+    return [&zeros, bits, last](compress_weight& w) {
+      zeros[20] = last;
+      w.bits = bits, w.zero_points = zeros.data(), w.zero_rows = 7, w.zero_columns = 3;
+    };
+  };
+  for (int last : {16, 17, 128, 255}) {
+    compress_weight w = good;
+    zeros_of(4, uint8_t(last))(w);
+    check_refused("a zero point that is no code", call(values, 8, &w, &plain, y.data()), COMPRESS_INVALID);
+    w.mode = COMPRESS_MODE_FOLDED;
+    check_refused("a zero point that is no code, folded", call(values, 8, &w, &plain, y.data()), COMPRESS_INVALID);
+  }
+  compress_weight largest = good;
+  zeros_of(4, 15)(largest);
+  CHECK(call(values, 8, &largest, &plain, y.data())(nullptr, 0) == COMPRESS_OK, "zero points of 15");
   Guarded<float> table(16);
   std::copy(kFp4, kFp4 + 16, table.begin());
   weight_with("table and zero points", [&](compress_weight& w) {
@@ -197,6 +276,17 @@ void test_malformed() {
     });
   }
   options_with("zero point without scale", [&](compress_options& o) { o.act_zero_point = some.data(); });
+  Guarded<float> one_zero(1), no_zeros(8);
+  for (float zero : {0.5f, -129.0f, 128.0f, kNan, kInfinity, -kInfinity}) {
+    one_zero[0] = no_zeros[7] = zero;
+    options_with("a zero point that is no code",
+                 [&](compress_options& o) { o.act_scale = some.data(), o.act_zero_point = one_zero.data(); },
+                 COMPRESS_UNSUPPORTED);
+    std::fill_n(no_zeros.begin(), 7, 0.0f);
+    options_with("one of eight zero points", [&](compress_options& o) {
+      o.act_scale = some.data(), o.act_zero_point = no_zeros.data(), o.act_zero_rows = 8;
+    }, COMPRESS_UNSUPPORTED);
+  }
   options_with("one half of low rank", [&](compress_options& o) { o.low_rank_a = some.data(), o.rank = 4; });
   options_with("the other half", [&](compress_options& o) { o.low_rank_b = some.data(), o.rank = 4; });
   options_with("rank without branch", [](compress_options& o) { o.rank = 4; });
@@ -221,6 +311,8 @@ void test() {
   test_malformed();
   test_no_rows();
   test_broken_rows(random);
+  test_broken_scales(random);
+  test_tiny_tables(random);
   test_few_rows(random, pools, tally);
   test_longest(random, pools, tally);
   for (int i = 0; i < kCases; ++i) {

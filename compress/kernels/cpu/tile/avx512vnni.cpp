@@ -113,7 +113,7 @@ void multiply(const uint8_t* panel, const int8_t* a, size_t lda, int quads, int3
       "vmovdqu32 %%zmm\\r, (%%rax)\n"
       "add %[ldc], %%rax\n"
       ".endr\n"
-      : [panel] "+r"(panel), [a] "+r"(a), [fours] "+r"(fours), [ones] "+r"(ones)
+      : [panel] "+&r"(panel), [a] "+&r"(a), [fours] "+&r"(fours), [ones] "+&r"(ones)
       : [lda] "r"(lda), [lda3] "r"(3 * lda), [lda5] "r"(5 * lda), [c] "r"(c), [ldc] "r"(4 * ldc),
         [accumulate] "r"(size_t(accumulate))
       : "rax", "cc", "memory", ALL_ZMM);
@@ -231,7 +231,7 @@ void multiply_scaled(const uint8_t* panel, const int8_t* a, size_t lda, int quad
         "dec %[left]\n"
         "jnz 3b\n"
         STORE_FLOATS
-        : [panel] "+r"(p), [a] "+r"(rows), [scales] "+r"(s), [start] "+r"(first), [left] "+r"(left)
+        : [panel] "+&r"(p), [a] "+&r"(rows), [scales] "+&r"(s), [start] "+&r"(first), [left] "+&r"(left)
         : [lda] "r"(lda), [lda3] "r"(3 * lda), [lda5] "r"(5 * lda), [pairs] "m"(pairs), [start_pitch] "m"(start_pitch),
           [c] "r"(c + 32 * half), [pitch] "m"(pitch), [accumulate] "m"(accumulate)
         : "rax", "cc", "memory", ALL_ZMM);
@@ -273,13 +273,24 @@ void multiply_row_scaled(const uint8_t* panel, const int8_t* a, size_t lda, int 
         "dec %[left]\n"
         "jnz 3b\n"
         STORE_FLOATS
-        : [panel] "+r"(p), [a] "+r"(rows), [scales] "+r"(s), [start] "+r"(first), [left] "+r"(left)
+        : [panel] "+&r"(p), [a] "+&r"(rows), [scales] "+&r"(s), [start] "+&r"(first), [left] "+&r"(left)
         : [lda] "r"(lda), [lda3] "r"(3 * lda), [lda5] "r"(5 * lda), [pairs] "m"(pairs), [start_pitch] "m"(start_pitch),
           [scale_pitch] "m"(scale_pitch), [c] "r"(c + 32 * half), [pitch] "m"(pitch), [accumulate] "m"(accumulate)
         : "rax", "cc", "memory", ALL_ZMM);
   }
 }
 // clang-format on
+
+#undef ROW_PRODUCTS
+#undef QUAD
+#undef PAIR_PRODUCTS
+#undef PAIR_QUAD
+#undef LOAD_OR_CLEAR_FLOATS
+#undef STORE_FLOATS
+#undef SEGMENT_PRODUCTS
+#undef SUMS_TO_FLOATS
+#undef LOAD_STARTS
+#undef SCALE_ROW
 
 // 16 columns by 16 positions, column 4 l + j in lane l of z[j], to quads: out[q] holds the columns in order.
 inline void store_quads(const __m512i z[4], uint8_t* panel) {
@@ -293,7 +304,9 @@ inline void store_quads(const __m512i z[4], uint8_t* panel) {
 
 // 16 bytes of each of the columns j, j + 4, j + 8, j + 12.
 inline __m512i load_lanes(const uint8_t* const* columns, int j, size_t at) {
-  const auto load = [&](int lane) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns[4 * lane + j] + at)); };
+  const auto load = [&](int lane) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns[4 * lane + j] + at));
+  };
   __m512i z = _mm512_castsi128_si512(load(0));
   z = _mm512_mask_broadcast_i32x4(z, 0x00f0, load(1));
   z = _mm512_mask_broadcast_i32x4(z, 0x0f00, load(2));
@@ -753,6 +766,9 @@ int64_t spin(int64_t iterations) {
       : "cc", ALL_ZMM);
   return 24 * 64 * 2;
 }
+
+#undef UNROLLED
+#undef ALL_ZMM
 
 }  // namespace
 

@@ -129,7 +129,8 @@ struct Tile {
 };
 
 // Where the table of column c lies within the 1024 bytes of a stretch, so that one load holds four columns' tables.
-constexpr int table_place(int column) {
+// Static, as everything that files of several instruction sets compile.
+static constexpr int table_place(int column) {
   return (column / 16) * 256 + (column % 4) * 64 + (column / 4 % 4) * 16;
 }
 

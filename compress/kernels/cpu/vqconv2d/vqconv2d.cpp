@@ -2,6 +2,7 @@
 #include "common/status.h"
 #include "common/weight_rows.h"
 #include "qconv2d/convolution.h"
+#include "tile/dispatch.h"
 #include "vqmatmul/codebook.h"
 
 namespace compress {
@@ -37,7 +38,9 @@ compress_status compress_vqconv2d(const float* x, const compress_geometry* geome
     if (!geometry || !weight || !options || ((!x || !y) && geometry->batch > 0))
       compress::fail(COMPRESS_INVALID, "a null argument");
     const compress::VectorRows rows(*weight);
-    compress::convolution(x, compress::Geometry(*geometry, weight->n, weight->k), rows, *options, y, runner);
+    const compress::Geometry sizes(*geometry, weight->n, weight->k);
+    compress::check_convolution(sizes, rows, *options);
+    compress::convolution(compress::tile(), x, sizes, rows, *options, y, runner);
   });
 }
 

@@ -12,6 +12,7 @@ namespace {
 using Long = long long;
 
 constexpr int64_t kLongestVector = 4096;
+constexpr float kSmallestLargest = 0x1p-100f;  // smaller codebooks, or zeros, are rounded to zeros
 
 }  // namespace
 
@@ -36,9 +37,10 @@ Codebook::Codebook(const compress_vectors& weight, int offset) : weight_(weight)
     most = std::max(most, std::fabs(value));
     whole = whole && value == std::nearbyint(value) && value >= -128.0f && value <= 127.0f;
   }
-  const bool rounds = w.mode == COMPRESS_MODE_FOLDED && most > 0.0f;
+  const bool rounds = w.mode == COMPRESS_MODE_FOLDED;
   if (!rounds && !whole)
     fail(COMPRESS_UNSUPPORTED, "the codebook does not hold whole numbers; mode folded rounds it");
+  most = std::max(most, kSmallestLargest);
   unit_ = rounds ? most / 127.0f : 1.0f;
   const float factor = 127.0f / most;
   for (size_t i = 0; i < values; ++i)

@@ -1,4 +1,5 @@
 // compress_vqmatmul: rows times vector-quantized weights.
+#include "common/options.h"
 #include "common/product.h"
 #include "common/status.h"
 #include "tile/dispatch.h"
@@ -12,8 +13,9 @@ compress_status compress_vqmatmul(const float* x, int64_t rows, const compress_v
   return compress::reported(message, message_size, [&] {
     if (!weight || !options || rows < 0 || ((!x || !y) && rows)) compress::fail(COMPRESS_INVALID, "a null argument");
     compress::check_options(*options, weight->k);
-    const compress::VectorPanels panels(*weight, compress::tile());
-    compress::product(x, rows, panels, *options, y, runner, nullptr);
+    const compress::Tile& t = compress::tile();
+    const compress::VectorPanels panels(*weight, t);
+    compress::product(t, x, rows, panels, *options, y, runner, nullptr);
   });
 }
 
