@@ -39,7 +39,7 @@ def _call(**change: Any) -> MatmulCall:
         ({"zero_points": torch.ones(36, 4, dtype=torch.uint8)}, "zero_points .* do not broadcast"),
         ({"table": torch.zeros(8)}, r"table is torch.float32 \[8\], not floating point \[16\]"),
         ({"table": torch.zeros(16, dtype=torch.int8)}, "table is torch.int8"),
-        ({"table": torch.zeros(16), "zero_points": torch.ones(37, 4)}, "exclude each other"),
+        ({"table": torch.zeros(16), "zero_points": torch.ones(37, 4, dtype=torch.uint8)}, "exclude each other"),
         ({"mode": "fast"}, "'fast' is not exact or folded"),
         ({"act_scale": torch.tensor(1.0)}, "act_scale with act_format 'none'"),
         ({"act_format": "int8", "act_zero_point": torch.tensor(1.0)}, "act_zero_point without act_scale"),
