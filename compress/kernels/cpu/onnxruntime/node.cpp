@@ -1,6 +1,7 @@
 #include "onnxruntime/node.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -62,20 +63,27 @@ struct Threads {
   const ort::Api& api;
   const ort::KernelContext* context;
 
+  int32_t members;
+
   struct Task {
     compress_body body;
     void* context;
+    size_t count;
+    std::atomic<size_t> next;
   };
 
   static void run(void* self, compress_body body, void* context, size_t count) {
     const auto* threads = static_cast<const Threads*>(self);
-    Task task{body, context};
-    const auto one = [](void* user, size_t i) {
-      const auto* what = static_cast<const Task*>(user);
-      what->body(what->context, i);
+    Task task{body, context, count, {0}};
+    // onnxruntime would give each thread one run of neighbouring tasks; taken one by one they also fill the gaps that
+    // other processes tear, and a thread that wakes late does less.
+    const auto member = [](void* user, size_t) {
+      auto* what = static_cast<Task*>(user);
+      for (size_t i; (i = what->next.fetch_add(1, std::memory_order_relaxed)) < what->count;)
+        what->body(what->context, i);
     };
-    // Tasks are few and about equal; handed out one by one they also fill the gaps that other processes tear.
-    const ort::Status status = threads->api.parallel_for(threads->context, one, count, 0, &task);
+    const size_t members = std::min(count, size_t(threads->members));
+    const ort::Status status = threads->api.parallel_for(threads->context, member, members, 0, &task);
     if (!status) return;
     threads->api.release_status(status);
     for (size_t i = 0; i < count; ++i) body(context, i);
@@ -412,7 +420,7 @@ void Node::compute(ort::KernelContext* context) const {
   if (!y_count) return;
   void* out = nullptr;
   check(api_, api_.tensor_data(value, &out));
-  Threads threads{api_, context};
+  Threads threads{api_, context, how_.threads};
   const compress_runner pool{Threads::run, &threads, how_.threads};
   const compress_runner* runner = how_.threads > 1 ? &pool : nullptr;
   fill(call);
