@@ -101,37 +101,31 @@ VARIANTS = (
 _CONV_VARIANTS = tuple(v for v in VARIANTS if v.format in ("int4", "int8", "vq2") and not v.group)
 
 
+def _bind(kind: Any, arguments: Arguments) -> Bind:
+    """Rows to a timed call of the torch operator, compared with the reference."""
+    operator: Any = getattr(torch.ops.compress, kind.name)
+
+    def bind(x: Tensor) -> Run:
+        call = kind(x, **arguments)
+        backend = select(call.name, call.facts()).name
+        return Call(lambda: operator(x, **arguments), backend=backend, reference=lambda: Reference()(call))
+
+    return bind
+
+
 def _matmul(variant: Variant) -> Callable[[Layer], Bind]:
-    def build(layer: Layer) -> Bind:
-        arguments = variant.operand(layer.weight)
-        operator: Any = getattr(torch.ops.compress, variant.op)
-        kind: Any = VqMatmulCall if variant.op == "vqmatmul" else MatmulCall
-
-        def bind(x: Tensor) -> Run:
-            call = kind(x, **arguments)
-            backend = select(variant.op, call.facts()).name
-            return Call(lambda: operator(x, **arguments), backend=backend, reference=lambda: Reference()(call))
-
-        return bind
-
-    return build
+    kind: Any = VqMatmulCall if variant.op == "vqmatmul" else MatmulCall
+    return lambda layer: _bind(kind, variant.operand(layer.weight))
 
 
 def _conv(variant: Variant) -> Callable[[Layer], Bind]:
+    kind: Any = VqConvCall if variant.op == "vqmatmul" else ConvCall
+
     def build(layer: Layer) -> Bind:
         assert layer.geometry is not None
-        arguments = variant.operand(layer.weight.flatten(1))
         kernel, stride, padding, groups = layer.geometry
-        arguments |= {"kernel": [kernel] * 2, "stride": [stride] * 2, "padding": [padding] * 2, "groups": groups}
-        operator: Any = getattr(torch.ops.compress, variant.conv_op)
-        kind: Any = VqConvCall if variant.op == "vqmatmul" else ConvCall
-
-        def bind(x: Tensor) -> Run:
-            call = kind(x, **arguments)
-            backend = select(variant.conv_op, call.facts()).name
-            return Call(lambda: operator(x, **arguments), backend=backend, reference=lambda: Reference()(call))
-
-        return bind
+        geometry = {"kernel": [kernel] * 2, "stride": [stride] * 2, "padding": [padding] * 2, "groups": groups}
+        return _bind(kind, variant.operand(layer.weight.flatten(1)) | geometry)
 
     return build
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -150,7 +151,14 @@ class Call:
         return None
 
     def check(self) -> None:
-        """Raises FormatError, saying which input, when the arguments do not fit together."""
+        """Raises FormatError, saying which input, when the arguments do not fit together.
+
+        Operators and backends both ask; the second time costs nothing.
+        """
+        assert self._fits
+
+    @cached_property
+    def _fits(self) -> bool:
         self._check_weight()
         if self.mode not in ("exact", "folded"):
             self._refuse(f"mode {self.mode!r} is not exact or folded")
@@ -160,6 +168,7 @@ class Call:
         self._check_vectors()
         self._check_output()
         self._check_devices()
+        return True
 
     def _check_weight(self) -> None:
         raise NotImplementedError
@@ -241,12 +250,12 @@ class MatmulCall(Call):
     mode: str = field(default="exact", kw_only=True)
     activation: str = field(default="none", kw_only=True)
 
-    @property
+    @cached_property
     def table_is_whole(self) -> bool:
         """Whether the code table, if there is one, holds whole numbers that fit int8, up to a power of two."""
         return self.table is not None and self.bits <= MOST_BITS and whole_factor(self.table.tolist()) is not None
 
-    @property
+    @cached_property
     def folds(self) -> bool:
         """Whether the weight is folded: not in mode `exact`, nor where one scale and whole numbers do without."""
         if self.mode != "folded":

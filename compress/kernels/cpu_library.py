@@ -193,8 +193,3 @@ def peak_gops(threads: int, seconds: float = 0.2) -> float | None:
     """
     found = library()
     return None if found is None else float(found.functions.compress_peak_gops(threads, seconds)) or None
-
-
-def bench_gemm(call: MatmulCall) -> float:
-    """Seconds of the matrix product alone, rows quantized beforehand: one run. RunError without the library."""
-    return the_library().time_product(call)[0]

@@ -12,6 +12,12 @@ constexpr int kUsualChunk = 384;
 constexpr int kLargestChunk = 512;     // positions: the panel is 32 KiB then
 constexpr int64_t kLargestK = 65535;   // 255 * 128 * k fits in int32
 
+// Positions that are expanded at a time where they must be a multiple of `unit`, which is at most kLargestChunk.
+inline int chunk_of(int64_t unit) {
+  const int64_t room = unit > kUsualChunk ? kLargestChunk : kUsualChunk;
+  return int(room / unit * unit);
+}
+
 // Working memory of one task, of the sizes below.
 struct PanelScratch {
   uint8_t* panel;   // [kLargestChunk / 4][64][4]
@@ -63,6 +69,20 @@ class Panels {
   virtual float unit() const { return 1.0f; }
 
  protected:
+  // The channel of a column; those beyond the last repeat it.
+  int64_t channel(int64_t first, int column) const { return first + column < n_ ? first + column : n_ - 1; }
+
+  // Asks for part `part` of `parts` of `bytes` from byte `at` on of each of the 64 channels; row(channel) is its first.
+  template <typename Row>
+  void prefetch_channels(int64_t first, int64_t at, int64_t bytes, int part, int parts, Row&& row) const {
+    constexpr int64_t kLine = 64;
+    const int64_t total = (bytes + kLine - 1) / kLine * kPanelColumns;
+    for (int64_t i = total * part / parts; i < total * (part + 1) / parts; ++i) {
+      const int64_t c = first + i % kPanelColumns;
+      if (c < n_) __builtin_prefetch(row(c) + at + i / kPanelColumns * kLine, 0, 2);
+    }
+  }
+
   int64_t n_ = 0, k_ = 0;
   int chunk_ = 0, segment_ = 0;
 };

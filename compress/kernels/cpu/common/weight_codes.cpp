@@ -80,14 +80,14 @@ WeightCodes::WeightCodes(const compress_weight& weight) : weight_(weight) {
       if (!std::isfinite(w.table[i])) fail(COMPRESS_INVALID, "the code table holds values that are not finite");
       largest_ = std::max(largest_, std::fabs(w.table[i]));
     }
-    unit_ = w.bits <= 6 ? table_unit(w.table, 1 << w.bits) : 0.0f;
+    unit_ = w.bits <= kMostFoldedBits ? table_unit(w.table, 1 << w.bits) : 0.0f;
     largest_ = std::max(largest_, kSmallestTable);
   }
   const bool folded = w.mode == COMPRESS_MODE_FOLDED;
   rounds_table_ = folded && unit_ == 0.0f;
   if (rounds_table_) unit_ = largest_ / 127.0f;
   folds_ = folded && scales_change() && !rounds_table_;
-  if ((folds_ || rounds_table_) && w.bits > 6)
+  if ((folds_ || rounds_table_) && w.bits > kMostFoldedBits)
     fail(COMPRESS_UNSUPPORTED, "weights of %d bits cannot be folded into bytes", w.bits);
   if (unit_ == 0.0f) fail(COMPRESS_UNSUPPORTED, "the code table is not a run of whole numbers; mode folded rounds it");
   if (zero_after() && (scales_change() || zeros_change()))

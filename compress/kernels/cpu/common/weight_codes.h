@@ -9,6 +9,10 @@
 
 namespace compress {
 
+// As compress/kernels/folding.py: blocks below this share of their channel's scale are not folded, nor more bits.
+constexpr float kSmallestRatio = 0.25f;
+constexpr int kMostFoldedBits = 6;
+
 // Throws Failure (COMPRESS_INVALID) when shapes and attributes contradict each other; reads no data.
 void check_weight(const compress_weight& weight);
 // Throws Failure (COMPRESS_INVALID) when a zero point is no code of that many bits.
@@ -85,7 +89,6 @@ class WeightCodes {
   static Channel read_channel(const float* scales, int64_t count);
   size_t scale_row(int64_t channel) const { return weight_.scale_rows > 1 ? size_t(channel) : 0; }
 
-  static constexpr float kSmallestRatio = 0.25f;
   compress_weight weight_;
   int64_t blocks_;
   size_t row_bytes_;

@@ -8,6 +8,8 @@
 
 #include "common/status.h"
 #include "common/tasks.h"
+#include "common/weight_codes.h"
+#include "vqmatmul/codebook.h"
 
 // One copy for each instruction set, picked when the library is loaded.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
@@ -27,9 +29,6 @@ constexpr int64_t kTaskColumns = 64;
 constexpr int64_t kTaskRows = 480;
 constexpr int64_t kGathered = 48;          // rows of a convolution laid out at a time
 constexpr double kPanelMax = 127.0;        // folding.py
-constexpr float kSmallestRatio = 0.25f;
-constexpr float kSmallestLargest = 0x1p-100f;
-constexpr int kMostFoldedBits = 6;
 
 using Lanes = float __attribute__((vector_size(kColumns * sizeof(float))));
 

@@ -9,8 +9,6 @@
 namespace compress {
 namespace {
 
-constexpr int kMostFoldedBits = 6;
-
 constexpr const char* kNames[kRoles] = {"x",      "codes", "scales",    "zero_points",    "table",
                                         "codebook", "bias",  "act_scale", "act_zero_point", "smooth",
                                         "low_rank_a", "low_rank_b", "global_scale", "residual"};

@@ -114,7 +114,7 @@ class Convolution {
         columns_((g.pixels() + kPanelColumns - 1) / kPanelColumns),
         parts_(channels.padded, t.rows_per_tile, columns_, threads) {
     const int segment = weight.segment();
-    if (segment) chunk_ = std::max(1, (segment > kUsualChunk ? kLargestChunk : kUsualChunk) / segment) * segment;
+    if (segment) chunk_ = chunk_of(segment);
     offsets_.resize(size_t(weight.k()));
     const int64_t area = g.kernel[0] * g.kernel[1];
     for (int64_t k = 0; k < weight.k(); ++k) {

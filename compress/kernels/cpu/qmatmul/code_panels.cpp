@@ -9,9 +9,6 @@
 namespace compress {
 namespace {
 
-// The largest multiple of `unit` up to `limit`, at least one.
-int64_t multiple(int64_t unit, int64_t limit) { return std::max<int64_t>(1, limit / unit) * unit; }
-
 // Positions that one scale covers inside a panel, for blocks larger than a panel: the largest divisor that fits.
 int64_t part_of_block(int64_t block) {
   for (int64_t part = kLargestChunk; part >= 32; part -= 32)
@@ -37,7 +34,7 @@ CodePanels::CodePanels(const compress_weight& weight, const Tile& tile) : codes_
   if (!segment || whole > kLargestChunk)
     fail(COMPRESS_UNSUPPORTED, "blocks of %lld positions do not divide into panels",
          static_cast<long long>(weight.block_size));
-  chunk_ = int(multiple(whole, whole > kUsualChunk ? kLargestChunk : kUsualChunk));
+  chunk_ = chunk_of(whole);
   if (codes_.scales_change()) segment_ = int(segment);
 }
 
@@ -78,14 +75,8 @@ bool CodePanels::factors(int64_t first, float* scale, int32_t* zero) const {
 }
 
 void CodePanels::prefetch(int64_t first, int64_t k0, int part, int parts) const {
-  constexpr int64_t kLine = 64;
-  const int64_t bits = codes_.raw().bits;
-  const int64_t lines = (std::min<int64_t>(chunk_, k_ - k0) * bits / 8 + kLine - 1) / kLine;
-  const int64_t total = lines * kPanelColumns;
-  for (int64_t i = total * part / parts; i < total * (part + 1) / parts; ++i) {
-    const int64_t c = first + i % kPanelColumns;
-    if (c < n_) __builtin_prefetch(codes_.row(c) + k0 * bits / 8 + i / kPanelColumns * kLine, 0, 2);
-  }
+  const int64_t bits = codes_.raw().bits, length = std::min<int64_t>(chunk_, k_ - k0);
+  prefetch_channels(first, k0 * bits / 8, length * bits / 8, part, parts, [&](int64_t c) { return codes_.row(c); });
 }
 
 void CodePanels::expand(int64_t first, int64_t k0, PanelScratch& scratch) const {

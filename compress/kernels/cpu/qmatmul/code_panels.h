@@ -21,7 +21,6 @@ class CodePanels : public Panels {
   float unit() const override { return codes_.unit(); }
 
  private:
-  int64_t channel(int64_t first, int column) const { return first + column < n_ ? first + column : n_ - 1; }
   void expand_four_bits(int64_t first, int64_t k0, int64_t length, PanelScratch& scratch) const;
   void expand_more_bits(int64_t first, int64_t k0, int64_t length, PanelScratch& scratch) const;
   int write_tables(int64_t first, int64_t k0, int64_t length, uint8_t* tables) const;

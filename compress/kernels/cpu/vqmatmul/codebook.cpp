@@ -12,7 +12,6 @@ namespace {
 using Long = long long;
 
 constexpr int64_t kLongestVector = 4096;
-constexpr float kSmallestLargest = 0x1p-100f;  // smaller codebooks, or zeros, are rounded to zeros
 
 }  // namespace
 

@@ -9,6 +9,8 @@
 
 namespace compress {
 
+constexpr float kSmallestLargest = 0x1p-100f;  // codebooks of smaller values, or zeros, are rounded to zeros
+
 class Codebook {
  public:
   // Throws Failure when the weight is malformed or cannot be computed; of all data only the codebook is read.

@@ -16,7 +16,7 @@ VectorPanels::VectorPanels(const compress_vectors& weight, const Tile& tile)
   while (step % 32) step *= 2;
   if (step > kLargestChunk)
     fail(COMPRESS_UNSUPPORTED, "vectors of %lld do not divide into panels", static_cast<long long>(weight.d));
-  chunk_ = int(std::max<int64_t>(1, kUsualChunk / step) * step);
+  chunk_ = chunk_of(step);
 }
 
 bool VectorPanels::factors(int64_t first, float* scale, int32_t* zero) const {
@@ -28,14 +28,9 @@ bool VectorPanels::factors(int64_t first, float* scale, int32_t* zero) const {
 }
 
 void VectorPanels::prefetch(int64_t first, int64_t k0, int part, int parts) const {
-  constexpr int64_t kLine = 64;
-  const int64_t at = k0 / book_.raw().d * book_.raw().bits / 8;
-  const int64_t lines = (std::min<int64_t>(chunk_, k_ - k0) / book_.raw().d * book_.raw().bits / 8 + kLine - 1) / kLine;
-  const int64_t total = lines * kPanelColumns;
-  for (int64_t i = total * part / parts; i < total * (part + 1) / parts; ++i) {
-    const int64_t c = first + i % kPanelColumns;
-    if (c < n_) __builtin_prefetch(book_.row(c) + at + i / kPanelColumns * kLine, 0, 2);
-  }
+  const auto bytes = [&](int64_t positions) { return positions / book_.raw().d * book_.raw().bits / 8; };
+  prefetch_channels(first, bytes(k0), bytes(std::min<int64_t>(chunk_, k_ - k0)), part, parts,
+                    [&](int64_t c) { return book_.row(c); });
 }
 
 void VectorPanels::expand(int64_t first, int64_t k0, PanelScratch& scratch) const {

@@ -16,8 +16,6 @@ class VectorPanels : public Panels {
   void prefetch(int64_t first, int64_t k0, int part, int parts) const override;
 
  private:
-  int64_t channel(int64_t first, int column) const { return first + column < n_ ? first + column : n_ - 1; }
-
   Codebook book_;
   const Tile& tile_;
 };
