@@ -46,6 +46,24 @@ class TrajectorySpec:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """The model calls of one sample: their timesteps and noise levels, in order."""
+
+    scheduler: Any
+    timesteps: list[float]
+    sigmas: list[float]
+    train_timesteps: int
+
+    def chosen(self, spec: TrajectorySpec, index: int) -> list[int]:
+        """Calls of sample `index` that are stored."""
+        return spec.timesteps.choose(self.timesteps, self.sigmas, self.train_timesteps, _seed(spec, index))
+
+    def fed(self, spec: TrajectorySpec, index: int) -> list[float]:
+        """The timestep stored with each of them."""
+        return spec.timesteps.fed_timesteps(self.timesteps, self.sigmas, self.train_timesteps, _seed(spec, index))
+
+
+@dataclass(frozen=True)
 class Plan:
     """A spec with what follows from it."""
 
@@ -59,10 +77,20 @@ class Plan:
     facts: dict[str, Any]
     hash: str
 
-    def chosen(self, index: int) -> list[int]:
-        """Model calls of sample `index` that are stored."""
-        seed = stream_seed(self.spec.seed, "timesteps", index)
-        return self.spec.timesteps.choose(self.timesteps, self.sigmas, self.train_timesteps, seed)
+    def chosen(self, index: int) -> list[tuple[int, float]]:
+        """Model calls of sample `index` that are stored, each with the timestep stored for it."""
+        calls = Calls(self.scheduler, self.timesteps, self.sigmas, self.train_timesteps)
+        return list(zip(calls.chosen(self.spec, index), calls.fed(self.spec, index), strict=True))
+
+
+def calibrated_timesteps(adapter: Adapter, spec: TrajectorySpec) -> tuple[float, ...]:
+    """Ascending timesteps that the trajectory of `spec` holds, over all its samples; loads no weights.
+
+    Raises:
+        RecipeError: sampler, timesteps and model do not fit each other.
+    """
+    calls = _calls(adapter, spec)
+    return tuple(sorted({t for index in range(spec.samples) for t in calls.fed(spec, index)}))
 
 
 def spec_hash(adapter: Adapter, spec: TrajectorySpec) -> str:
@@ -76,17 +104,25 @@ def spec_hash(adapter: Adapter, spec: TrajectorySpec) -> str:
 
 
 def make_plan(adapter: Adapter, spec: TrajectorySpec) -> Plan:
+    scheduler, timesteps, sigmas, train_timesteps = vars(_calls(adapter, spec)).values()
+    shape = adapter.sample_shape()
+    rows = len(spec.timesteps.choose(timesteps, sigmas, train_timesteps, 0))
+    chunk_samples = _chunk_samples(spec, rows, shape)
+    facts = _facts(spec, shape, chunk_samples)
+    return Plan(spec, scheduler, shape, timesteps, sigmas, train_timesteps, chunk_samples, facts, content_hash(facts))
+
+
+def _calls(adapter: Adapter, spec: TrajectorySpec) -> Calls:
     schedule = adapter.noise_schedule()
     scheduler = make_scheduler(spec.sampler, spec.scheduler_config)
     timesteps = call_timesteps(scheduler, spec.sampler)
     sigmas: list[float] = schedule.sigma(torch.tensor(timesteps)).tolist()
-    shape = adapter.sample_shape()
-    rows = len(spec.timesteps.choose(timesteps, sigmas, schedule.train_timesteps, 0))
-    chunk_samples = _chunk_samples(spec, rows, shape)
-    facts = _facts(spec, shape, chunk_samples)
-    return Plan(
-        spec, scheduler, shape, timesteps, sigmas, schedule.train_timesteps, chunk_samples, facts, content_hash(facts)
-    )
+    return Calls(scheduler, timesteps, sigmas, schedule.train_timesteps)
+
+
+def _seed(spec: TrajectorySpec, index: int) -> int:
+    """What sample `index` draws its timesteps from."""
+    return stream_seed(spec.seed, "timesteps", 0 if spec.timesteps.shared_draw else index)
 
 
 def _chunk_samples(spec: TrajectorySpec, rows: int, shape: tuple[int, int, int]) -> int:
@@ -116,7 +152,7 @@ def _facts(spec: TrajectorySpec, shape: tuple[int, int, int], chunk_samples: int
         "sampler": spec.sampler.model_dump(mode="json"),
         "scheduler": {k: _json_value(v) for k, v in spec.scheduler_config.items() if k[0] != "_" or k == "_class_name"},
         "conditions": dict(spec.conditions.facts),
-        "timesteps": spec.timesteps.model_dump(mode="json"),
+        "timesteps": spec.timesteps.facts(),
         "samples": spec.samples,
         "seed": spec.seed,
         "chunk_samples": chunk_samples,

@@ -100,15 +100,19 @@ class Trajectory:
         """Denoiser inputs: rows times halves."""
         return self.rows * self.halves
 
-    def batches(self, size: int, *, halves: bool = True) -> Iterator[Record]:
+    def batches(self, size: int, *, halves: bool = True, shuffle: int | None = None) -> Iterator[Record]:
         """All inputs in batches of at most `size`, in the order of logging; no batch spans two chunks.
 
-        Both halves of a call follow each other, conditional first; without `halves`, conditional ones only.
+        Both halves of a call follow each other, conditional first; without `halves`, conditional ones only. With
+        `shuffle`, a seed, the inputs of each chunk are mixed: a chunk holds all noise levels of its samples.
         """
         count = self.halves if halves else 1
-        for file in self.chunks:
-            chunk = load_chunk(self.folder / file.file)
-            for entries in torch.split(torch.arange(file.rows * count), size):
+        for number, file in enumerate(self.chunks):
+            chunk, order = load_chunk(self.folder / file.file), torch.arange(file.rows * count)
+            if shuffle is not None:
+                generator = torch.Generator().manual_seed(stream_seed(shuffle, "shuffle", number))
+                order = torch.randperm(len(order), generator=generator)
+            for entries in torch.split(order, size):
                 yield _gather(chunk, entries // count, entries % count)
 
     def pairs(self, n: int, seed: int) -> Record:
@@ -119,27 +123,43 @@ class Trajectory:
         Raises:
             RecipeError: the trajectory holds fewer.
         """
+        return next(self.select(self.spread(n, seed), n))
+
+    def spread(self, n: int, seed: int, stream: str = "pairs") -> Tensor:
+        """Ascending numbers (row * halves + half) of `n` inputs, drawn as evenly as possible over the noise levels.
+
+        Raises:
+            RecipeError: the trajectory holds fewer.
+        """
         if n > len(self):
             raise RecipeError(
                 f"{n} denoiser inputs are wanted, but the trajectory holds {len(self)}",
                 hint="raise calibration.samples or ask for fewer",
             )
         sigma = torch.cat([load_sigma(self.folder / chunk.file) for chunk in self.chunks])
-        picked = _even_choice(
-            sigma.repeat_interleave(self.halves), n, torch.Generator().manual_seed(stream_seed(seed, "pairs", 0))
-        )
-        return self._entries(picked)
+        generator = torch.Generator().manual_seed(stream_seed(seed, stream, 0))
+        return _even_choice(sigma.repeat_interleave(self.halves), n, generator)
 
-    def _entries(self, entries: Tensor) -> Record:
-        """The inputs with these ascending numbers (row * halves + half)."""
-        parts, first = [], 0
+    def select(self, entries: Tensor, size: int) -> Iterator[Record]:
+        """The inputs with these ascending numbers in batches of `size`, of which only the last may be smaller.
+
+        One chunk at a time is in memory.
+        """
+        waiting: list[Record] = []
+        first = held = 0
         for file in self.chunks:
-            last = first + file.rows * self.halves
-            here = entries[(entries >= first) & (entries < last)] - first
-            if len(here):
-                parts.append(_gather(load_chunk(self.folder / file.file), here // self.halves, here % self.halves))
-            first = last
-        return _concatenate(parts)
+            here = entries[(entries >= first) & (entries < first + file.rows * self.halves)] - first
+            chunk = load_chunk(self.folder / file.file) if len(here) else None
+            while chunk is not None and len(here):
+                part, here = here[: size - held], here[size - held :]
+                waiting.append(_gather(chunk, part // self.halves, part % self.halves))
+                held += len(part)
+                if held == size:
+                    yield _concatenate(waiting)
+                    waiting, held = [], 0
+            first += file.rows * self.halves
+        if waiting:
+            yield _concatenate(waiting)
 
 
 def read_index(folder: Path) -> Trajectory | None:

@@ -1,6 +1,7 @@
 """Logs a trajectory: samples with the full-precision model and stores what it saw, the only calibration data there is.
 
-Killed runs continue. What was logged is read through `Trajectory` (store.py).
+Killed runs continue. What was logged is read through `Trajectory` (store.py). A row's `sigma` is the noise level of its
+sample; its `t` is what a model is given with it, which is the timestep of that level unless the policy says otherwise.
 """
 
 from __future__ import annotations
@@ -110,39 +111,40 @@ class _Rows:
 
     def __init__(self, plan: Plan, indices: Sequence[int]) -> None:
         self.plan, self.indices = plan, indices
-        self.wanted: dict[int, list[int]] = {}  # call number -> positions in the batch, repeated as often as chosen
+        # Call number -> (position in the batch, timestep to store), repeated as often as chosen.
+        self.wanted: dict[int, list[tuple[int, float]]] = {}
         for position, index in enumerate(indices):
-            for call in plan.chosen(index):
-                self.wanted.setdefault(call, []).append(position)
+            for call, t in plan.chosen(index):
+                self.wanted.setdefault(call, []).append((position, t))
         # One block from the start: a list joined at the end would need twice the memory cap.
         self.sample = torch.empty(sum(map(len, self.wanted.values())), *plan.shape)
         self.filled = 0
 
     def add(self, call: Call) -> None:
         """Keep what the model saw in this call, if it was chosen for any sample. Raises RunError."""
-        positions = self.wanted.get(call.index)
-        if positions is None:
+        wanted = self.wanted.get(call.index)
+        if wanted is None:
             return
-        rows = call.sample[positions]
+        rows = call.sample[[position for position, _ in wanted]]
         if not bool(torch.isfinite(rows).all()):
             raise RunError(
                 f"the model's samples are not finite at model call {call.index} (t = {call.t:g})",
                 hint="check the weights, or use float32",
             )
-        self.sample[self.filled : self.filled + len(positions)] = rows
-        self.filled += len(positions)
+        self.sample[self.filled : self.filled + len(rows)] = rows
+        self.filled += len(rows)
 
     def chunk(self, condition: Condition, null: Condition | None) -> Chunk:
         """The rows as a chunk, with the conditions of its samples."""
-        rows = [(call, position) for call in sorted(self.wanted) for position in self.wanted[call]]
+        rows = [(call, *wanted) for call in sorted(self.wanted) for wanted in self.wanted[call]]
         assert self.filled == len(rows)
-        calls = torch.tensor([call for call, _ in rows], dtype=torch.int32)
+        calls = torch.tensor([call for call, _, _ in rows], dtype=torch.int32)
         return Chunk(
             sample=self.sample,
-            t=torch.tensor(self.plan.timesteps)[calls],
+            t=torch.tensor([t for _, _, t in rows]),
             sigma=torch.tensor(self.plan.sigmas)[calls],
             call=calls,
-            index=torch.tensor([self.indices[position] for _, position in rows], dtype=torch.int32),
+            index=torch.tensor([self.indices[position] for _, position, _ in rows], dtype=torch.int32),
             condition=dict(condition),
             null=dict(null or {}),
             first=self.indices[0],

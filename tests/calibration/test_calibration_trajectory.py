@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,7 +18,15 @@ from torch import Tensor
 
 from compress.calibration.chunks import load_chunk
 from compress.calibration.conditions import ClassConditions, NoConditions, PromptConditions, resolve_conditions
-from compress.calibration.policies import AllTimesteps, BandTimesteps, NormalTimesteps, UniformTimesteps
+from compress.calibration.policies import (
+    AllTimesteps,
+    BandTimesteps,
+    NormalTimesteps,
+    RandomTimesteps,
+    SingleTimestep,
+    TimestepPolicy,
+    UniformTimesteps,
+)
 from compress.calibration.sampler import (
     Call,
     Sampler,
@@ -28,6 +36,7 @@ from compress.calibration.sampler import (
     sample,
     sample_generators,
 )
+from compress.calibration.spec import calibrated_timesteps
 from compress.calibration.store import even_quotas
 from compress.calibration.trajectory import Record, Trajectory, TrajectorySpec, log_trajectory, spec_hash
 from compress.errors import MemoryBudgetError, OutputError, RecipeError, RunError
@@ -86,6 +95,58 @@ def test_replaying_the_sampler_gives_every_stored_input_bit_for_bit(tmp_path: Pa
     labels = [(first + i) % CLASSES for first, call in chosen for i in range(len(call.sample))]
     assert record.condition["class_labels"].tolist() == labels
     assert not record.half.any()
+
+
+@pytest.mark.parametrize("pairing", ["paper", "compat"])
+def test_normal_timesteps_pair_samples_of_the_replayed_sampler(
+    pairing: Literal["paper", "compat"], tmp_path: Path
+) -> None:
+    """Every stored x is, bit for bit, what the sampler saw: at its t, or (as the released script has it) at T - t."""
+    policy = NormalTimesteps(count=5, pairing=pairing)
+    spec = replace(SPEC, sampler=Sampler(steps=20, guidance_scale=1.5), timesteps=policy)
+    trajectory = _log(tmp_path, spec)
+    record = _join(trajectory, halves=False)
+    denoise, scheduler = denoise_with(ADAPTER, ADAPTER.load()), make_scheduler(spec.sampler, VP_CONFIG)
+    seen: dict[tuple[int, float], Tensor] = {}
+    for first in (0, 3, 6):
+        indices = range(first, min(first + 3, 7))
+
+        def keep(call: Call, indices: range = indices) -> None:
+            seen.update({(image, call.t): x for image, x in zip(indices, call.sample.clone(), strict=True)})
+
+        inputs = (denoise, scheduler, spec.sampler, initial_noise(SHAPE, 0, indices), *spec.conditions(indices))
+        sample(*inputs, generators=sample_generators(0, indices), on_call=keep)
+    levels = sorted({t for _, t in seen}, reverse=True)  # of two equally near, the noisier
+    wanted = record.t if pairing == "paper" else 1000 - record.t
+    true_t = [min(levels, key=lambda level: abs(level - t)) for t in wanted.tolist()]
+    assert len(record.t) == 35
+    for x, image, t in zip(record.sample, record.image.tolist(), true_t, strict=True):
+        assert torch.equal(x, seen[image, t])
+    # The noise level is that of the sample, not that of the timestep which goes with it.
+    assert torch.equal(record.sigma, ADAPTER.noise_schedule().sigma(torch.tensor(true_t)))
+    both = _join(trajectory)
+    assert torch.equal(both.t[0::2], both.t[1::2])
+    assert both.half.tolist() == [0, 1] * 35
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [NormalTimesteps(count=2), NormalTimesteps(count=2, pairing="compat"), RandomTimesteps(count=3), SingleTimestep()],
+)
+def test_calibrated_timesteps_are_those_that_are_stored(policy: TimestepPolicy, tmp_path: Path) -> None:
+    spec = replace(SPEC, sampler=Sampler(steps=20), timesteps=policy)
+    stored = _join(_log(tmp_path, spec)).t
+    assert calibrated_timesteps(ADAPTER, spec) == tuple(sorted(set(stored.tolist())))
+
+
+def test_random_timesteps_are_the_same_for_every_sample(tmp_path: Path) -> None:
+    spec = replace(SPEC, sampler=Sampler(steps=20), timesteps=RandomTimesteps(count=4))
+    record = _join(_log(tmp_path / "a", spec))
+    by_image = {image: sorted(record.t[record.image == image].tolist()) for image in range(7)}
+    assert len(set(map(tuple, by_image.values()))) == 1
+    assert len(by_image[0]) == 4
+    other = _join(_log(tmp_path / "b", replace(spec, seed=1)))
+    assert sorted(set(other.t.tolist())) != by_image[0]
 
 
 def test_both_halves_follow_each_other(tmp_path: Path) -> None:
