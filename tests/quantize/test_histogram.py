@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from compress.quantize.observers import histogram
 from compress.quantize.observers.histogram import BINS, Histogram
 
 
@@ -51,3 +53,13 @@ def test_quantiles_are_within_a_bin() -> None:
         exact = float(torch.quantile(values, fraction))
         assert abs(histogram.quantile(fraction) - exact) < 2 * width + 0.05
     assert histogram.quantile(1.0) <= histogram.high
+
+
+def test_large_inputs_are_counted_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 3
+    whole, parts = Histogram(), Histogram()
+    whole.update(values)
+    monkeypatch.setattr(histogram, "CHUNK", 7)
+    parts.update(values)
+    assert torch.equal(whole.counts, parts.counts)
+    assert (whole.low, whole.high, whole.limit) == (parts.low, parts.high, parts.limit)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compress.config import Config
 from compress.formats import Format
-from compress.quantize.observers.base import NoiseBands, Range
+from compress.quantize.observers.base import BandObserver, NoiseBands, Range, extremes
 
 
 class MinMax(Config):
@@ -17,17 +17,21 @@ class MinMax(Config):
     kind: Literal["minmax"] = "minmax"
 
 
-class MinMaxObserver:
+class MinMaxObserver(BandObserver[Range]):
     """Running range, kept apart for each band of noise levels."""
 
     def __init__(self, settings: MinMax, bands: NoiseBands) -> None:
-        self.bands = bands
-        self.ranges: dict[int, Range] = {}
+        super().__init__(bands)
 
     def update(self, x: Tensor, sigma: Tensor) -> None:
         for band, part in self.bands.split(x, sigma):
-            old = self.ranges.get(band, Range(float("inf"), float("-inf")))
-            self.ranges[band] = Range(min(old.low, float(part.min())), max(old.high, float(part.max())))
+            seen = extremes(part)
+            self.by_band[band] = union([self.by_band.get(band, seen), seen])
 
-    def range(self, fmt: Format, symmetric: bool) -> Range:
-        return Range(min(r.low for r in self.ranges.values()), max(r.high for r in self.ranges.values()))
+    def range(self, fmt: Format, symmetric: bool, band: int | None = None) -> Range:
+        return union(self.statistics(band)).with_zero()
+
+
+def union(ranges: list[Range]) -> Range:
+    """The smallest range that holds all of them."""
+    return Range(min(r.low for r in ranges), max(r.high for r in ranges))

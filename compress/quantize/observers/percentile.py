@@ -1,40 +1,50 @@
-"""A range that leaves out the rarest values, and the histograms it is read from."""
+"""A range that leaves out the rarest values: between percentiles of the recipe's choice, or the best of several."""
 
 from __future__ import annotations
 
 from functools import reduce
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from compress.config import Config
 from compress.formats import Format
-from compress.quantize.observers.base import NoiseBands, Range
+from compress.quantize.observers.base import BandObserver, NoiseBands, Range
+from compress.quantize.observers.error import least_error
 from compress.quantize.observers.histogram import Histogram
+
+Percent = Annotated[float, Field(gt=50, le=100)]
 
 
 class Percentile(Config):
     """Clip the rarest values at either end."""
 
     kind: Literal["percentile"] = "percentile"
-    percentile: float = Field(99.99, gt=50, le=100, description="Share of values kept below the upper end, in percent.")
+    percentile: Percent = Field(99.99, description="Share of values kept below the upper end, in percent.")
 
 
-class HistogramObserver:
+class BestPercentile(Config):
+    """Clip at the percentile with the least mean squared error (Wang et al. 2025, QuEST, as in its released code)."""
+
+    kind: Literal["best_percentile"] = "best_percentile"
+    candidates: tuple[Percent, ...] = Field(
+        (99.9, 99.99, 99.999),
+        min_length=1,
+        description="Percentiles tried; of equal errors the first wins.",
+    )
+
+
+class HistogramObserver(BandObserver[Histogram]):
     """Histogram of a layer's input, kept apart for each band of noise levels."""
-
-    def __init__(self, bands: NoiseBands) -> None:
-        self.bands = bands
-        self.histograms: dict[int, Histogram] = {}
 
     def update(self, x: Tensor, sigma: Tensor) -> None:
         for band, part in self.bands.split(x, sigma):
-            self.histograms.setdefault(band, Histogram()).update(part)
+            self.by_band.setdefault(band, Histogram()).update(part)
 
-    def joined(self) -> Histogram:
-        """All bands together."""
-        return reduce(Histogram.merge, (self.histograms[band] for band in sorted(self.histograms)))
+    def joined(self, band: int | None = None) -> Histogram:
+        """All bands together, or one of them."""
+        return reduce(Histogram.merge, self.statistics(band))
 
 
 class PercentileObserver(HistogramObserver):
@@ -42,10 +52,28 @@ class PercentileObserver(HistogramObserver):
 
     def __init__(self, settings: Percentile, bands: NoiseBands) -> None:
         super().__init__(bands)
-        self.fraction = settings.percentile / 100
+        self.settings = settings
 
-    def range(self, fmt: Format, symmetric: bool) -> Range:
-        histogram = self.joined()
-        if self.fraction == 1.0:
-            return Range(histogram.low, histogram.high)
-        return Range(histogram.quantile(1 - self.fraction), histogram.quantile(self.fraction))
+    def range(self, fmt: Format, symmetric: bool, band: int | None = None) -> Range:
+        return between_percentiles(self.joined(band), self.settings.percentile).with_zero()
+
+
+class BestPercentileObserver(HistogramObserver):
+    """The one of several percentile ranges that costs the least squared error."""
+
+    def __init__(self, settings: BestPercentile, bands: NoiseBands) -> None:
+        super().__init__(bands)
+        self.settings = settings
+
+    def range(self, fmt: Format, symmetric: bool, band: int | None = None) -> Range:
+        histogram = self.joined(band)
+        tried = [between_percentiles(histogram, percentile) for percentile in self.settings.candidates]
+        return least_error(histogram, tried, fmt, symmetric, norm=2.0).with_zero()
+
+
+def between_percentiles(histogram: Histogram, percentile: float) -> Range:
+    """From `100 - percentile` to `percentile`, in percent of all values; 100 is the full range."""
+    fraction = percentile / 100
+    if fraction == 1.0:
+        return Range(histogram.low, histogram.high)
+    return Range(histogram.quantile(1 - fraction), histogram.quantile(fraction))
