@@ -48,7 +48,13 @@ def planned_tensors(skeleton: nn.Module, stored: Mapping[str, torch.dtype]) -> l
         stored: types of the source file by name; a tensor that is not there counts as the skeleton has it.
     """
     state: Mapping[str, Tensor] = skeleton.state_dict()
-    return [PlannedTensor(name, stored.get(name, t.dtype), tuple(t.shape)) for name, t in state.items()]
+    types = {name: stored.get(_source_name(name), tensor.dtype) for name, tensor in state.items()}
+    return [PlannedTensor(name, types[name], tuple(tensor.shape)) for name, tensor in state.items()]
+
+
+def _source_name(name: str) -> str:
+    """What the source calls a tensor: the bias of a split layer went to its backbone."""
+    return name.removesuffix(".backbone.bias") + ".bias" if name.endswith(".backbone.bias") else name
 
 
 def file_bytes(tensors: Sequence[PlannedTensor]) -> int:

@@ -40,9 +40,17 @@ class KeyedSteps:
             result = build(folder) or {}
             return {**result, "seconds": round(time.monotonic() - start, 3)}
 
-        step = self.cache.step(name, {"inputs": inputs, "code": code_hash(), "versions": versions()}, timed)
+        step = self.cache.step(name, _keyed(inputs), timed)
         self.check()
         return step
+
+    def location(self, name: str, inputs: Any) -> Path:
+        """Folder that the step has, or will have."""
+        return self.cache.location(name, _keyed(inputs))[0]
+
+
+def _keyed(inputs: Any) -> dict[str, Any]:
+    return {"inputs": inputs, "code": code_hash(), "versions": versions()}
 
 
 def measure(

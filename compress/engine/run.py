@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -28,7 +29,7 @@ from compress.models.layout import component_files, component_folder, scheduler_
 from compress.models.source import open_adapter, resolve
 from compress.recipe.dump import dump
 from compress.recipe.model import LoadedRecipe
-from compress.recipe.plan import Plan, make_plan
+from compress.recipe.plan import Plan, make_plan, trajectory_timesteps
 from compress.report.model import StageRecord
 from compress.stages.base import RunContext, stage_kind
 
@@ -139,18 +140,25 @@ class Run:
         recipe = self.loaded.recipe
         inputs = {"stage": stage, "component": component.key, "trajectory": trajectory, "seed": recipe.seed}
 
+        name = f"stage-{number}-{stage.kind}"
+        work = self.workspace.cache.root / "work" / self.steps.location(name, inputs).name
+
         def build(folder: Path) -> dict[str, Any]:
             context = RunContext(
                 adapter=component.adapter,
                 trajectory=self.trajectory,
+                timesteps=lambda: trajectory_timesteps(recipe, self.original),
                 folder=folder,
+                work=work,
                 seed=recipe.seed,
                 device=self.device,
+                memory_budget=self.options.memory_budget,
                 progress=self.progress,
             )
             return {"facts": kind.run(stage, context).facts}
 
-        step = self.steps.step(f"stage-{number}-{stage.kind}", inputs, build)
+        step = self.steps.step(name, inputs, build)
+        shutil.rmtree(work, ignore_errors=True)
         self.record(stage.kind, stage.model_dump(mode="json", exclude_none=True), step, step.result["facts"])
         return Component(stage_adapter(step.folder), step.key)
 

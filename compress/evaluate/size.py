@@ -18,12 +18,18 @@ _CLASS_OF = {
     "weight_zero_point": "zero points",
     "input_scale": "activation scales",
     "input_zero_point": "activation scales",
+    "query_scale": "activation scales",
+    "key_scale": "activation scales",
+    "value_scale": "activation scales",
+    "softmax_scale": "activation scales",
     "weight_codebook": "tables",
-    "smooth": "tables",
+    "table": "tables",
+    "input_smooth": "tables",
     "low_rank_a": "low rank",
     "low_rank_b": "low rank",
     "bias": "biases",
 }
+_PARTS = (".backbone", ".skip")  # operators of a split layer
 _KEPT, _HEADER = "kept", "header"
 _ONNX_PATTERNS = ("*.onnx", "*.onnx.data", "*.onnx_data*")
 
@@ -133,6 +139,8 @@ def bits_per_weight(folder: Path, weights: Mapping[str, int]) -> float:
     for header in map(read_header, weight_files(folder)):
         for name, tensor in header.tensors.items():
             layer = name.rpartition(".")[0]
+            if layer not in stored and layer.endswith(_PARTS):
+                layer = layer.rpartition(".")[0]
             if layer in stored and tensor_class(name) not in ("biases", "activation scales"):
                 stored[layer] += tensor.bytes
     empty = sorted(layer for layer, total in stored.items() if total == 0)

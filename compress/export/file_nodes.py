@@ -62,7 +62,7 @@ class FileNodes:
 
         The node keeps its own weights and attributes, and gets the layer's x. What was folded into it from outside is
         left away where it comes first (smoothing) or cannot be told from the layer's own part (bias); its activation
-        function is applied to `y`, a residual of the same magnitude added.
+        function is applied to `y`, a residual of the same magnitude added, unless the layer's call has one itself.
         """
         places = self._places.get(_digest(tensors["codes"].detach().cpu().numpy()), [])
         if not places:
@@ -73,7 +73,7 @@ class FileNodes:
         found = {n: t for n, t in own.items() if t is not None and (n in tensors or n not in _FOLDED)}
         attributes = node_attributes(place.node)
         expected = _ACTIVATIONS[attributes.get("activation", "none")](y.float()).to(y.dtype)
-        if given.get("residual") is not None:
+        if given.get("residual") is not None and "residual" not in tensors:
             found["residual"] = expected.flip(0, -1).contiguous()
             expected = expected + found["residual"]
         return Written(found | {"x": tensors["x"]}, attributes, expected, place.rows)

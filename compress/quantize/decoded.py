@@ -29,15 +29,20 @@ class DecodedLayer(nn.Module):
         x = torch.empty(0, math.prod(packed.shape[1:]), device=packed.weight_packed.device)
         self.register_buffer("decoded", reference.weight(_matmul(packed, x)), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if isinstance(self.packed, QuantConv2d):
-            return reference.conv2d(_conv2d(self.packed, x), self.decoded)
-        return reference.matmul(_matmul(self.packed, x), self.decoded)
+            return reference.conv2d(_conv2d(self.packed, x, residual), self.decoded)
+        return reference.matmul(_matmul(self.packed, x, residual), self.decoded)
 
     @property
     def weight(self) -> Tensor:
         """The decoded weight; diffusers asks layers for `.weight.dtype`."""
         return self.decoded
+
+    @property
+    def channels(self) -> int:
+        """Input channels, which split layers ask for."""
+        return self.packed.channels
 
 
 def decode_layers(model: nn.Module) -> nn.Module:
@@ -60,16 +65,17 @@ def decode_layers(model: nn.Module) -> nn.Module:
 def _on_reference(packed: QuantLinear | QuantConv2d) -> bool:
     device = packed.weight_packed.device
     if isinstance(packed, QuantConv2d):
-        x = torch.empty(0, packed.shape[1] * packed.geometry["groups"], 1, 1, device=device)
-        call: MatmulCall = _conv2d(packed, x)
+        call: MatmulCall = _conv2d(packed, torch.empty(0, packed.channels, 1, 1, device=device))
     else:
-        call = _matmul(packed, torch.empty(0, packed.shape[1], device=device))
+        call = _matmul(packed, torch.empty(0, packed.channels, device=device))
     return isinstance(select(call.name, call.facts()), Reference)
 
 
-def _matmul(packed: QuantLinear | QuantConv2d, x: Tensor) -> MatmulCall:
-    return MatmulCall(x, packed.weight_packed, packed.weight_scale, **packed.operator_arguments())
+def _matmul(packed: QuantLinear | QuantConv2d, x: Tensor, residual: Tensor | None = None) -> MatmulCall:
+    arguments = packed.operator_arguments(x if len(x) else None) | {"residual": residual}
+    return MatmulCall(x, packed.weight_packed, packed.weight_scale, **arguments)
 
 
-def _conv2d(packed: QuantConv2d, x: Tensor) -> ConvCall:
-    return ConvCall(x, packed.weight_packed, packed.weight_scale, **packed.operator_arguments(), **packed.geometry)
+def _conv2d(packed: QuantConv2d, x: Tensor, residual: Tensor | None = None) -> ConvCall:
+    arguments = packed.operator_arguments(x if len(x) else None) | packed.geometry | {"residual": residual}
+    return ConvCall(x, packed.weight_packed, packed.weight_scale, **arguments)

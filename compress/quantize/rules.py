@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 
 from compress.config import suggest
 from compress.errors import RecipeError
 from compress.formats import get_format
-from compress.models.adapter import LayerInfo
-from compress.quantize.settings import ActivationSettings, Rule, WeightSettings
+from compress.models.adapter import LayerInfo, Role
+from compress.quantize.settings import ActivationSettings, Rule, Split, WeightSettings
 from compress.quantize.spec import LayerSpec
 
 
@@ -34,8 +35,12 @@ def assign(
     weights: WeightSettings,
     activations: ActivationSettings,
     rules: Sequence[Rule],
+    timesteps: Callable[[], tuple[float, ...]] = tuple,
 ) -> list[Assignment]:
     """The formats of every layer, in the layers' order.
+
+    Args:
+        timesteps: asked for the timesteps of the trajectory where each has a scale of its own.
 
     Raises:
         RecipeError: a rule matches no layer, or a layer has folded weights and no integer activations.
@@ -43,21 +48,65 @@ def assign(
     for number, rule in enumerate(rules):
         if not any(matches(rule, layer) for layer in layers):
             raise RecipeError(f"{rule.describe()} matches no layer", hint=_known(rule, layers), path=("rules", number))
-    return [_assign_one(layer, weights, activations, rules) for layer in layers]
+    once = cache(timesteps)
+    return [_assign_one(layer, weights, activations, rules, once) for layer in layers]
 
 
 def _assign_one(
-    layer: LayerInfo, weights: WeightSettings, activations: ActivationSettings, rules: Sequence[Rule]
+    layer: LayerInfo,
+    weights: WeightSettings,
+    activations: ActivationSettings,
+    rules: Sequence[Rule],
+    timesteps: Callable[[], tuple[float, ...]],
 ) -> Assignment:
     keep = False
     for rule in rules:
         if matches(rule, layer):
             keep = rule.keep or (keep and rule.weights is None)
             weights, activations = rule.weights or weights, rule.activations or activations
-    spec = None if keep else LayerSpec(weights.spec(), activations.spec(), weights.mode)
+    spec = None if keep else LayerSpec(weights.spec(), activations.spec(timesteps), weights.mode)
     if spec is not None and spec.mode == "folded":
         _check_folding(layer, spec)
     return Assignment(layer, spec, activations)
+
+
+def split_layers(assignments: Sequence[Assignment], split: Split, *, asked: bool) -> list[Assignment]:
+    """The assignments with the layers divided that `split` names, where the model tells at which channel.
+
+    Args:
+        asked: the recipe says so itself. Otherwise layers of unknown channel stay whole, and there need be none.
+
+    Raises:
+        RecipeError: the recipe asks for it, and no layer reads a concatenation, or the channel of one is not known.
+    """
+    if split == "none":
+        return list(assignments)
+    chosen = [a for a in assignments if a.info.role is Role.SKIP and (split == "concatenation" or _is_shortcut(a.info))]
+    if asked and not chosen:
+        raise RecipeError(
+            f"`split: {split}` matches no layer; none is known to read a concatenation with a skip",
+            hint="leave out `split`",
+            path=("split",),
+        )
+    names = {a.info.name for a in chosen if a.spec is not None}
+    unknown = [a.info.name for a in chosen if a.info.name in names and a.info.split is None]
+    if asked and unknown:
+        raise RecipeError(
+            f"the model does not tell at which channel `{unknown[0]}` divides into backbone and skip",
+            hint="keep it by a rule, or leave out `split`",
+            path=("split",),
+        )
+    return [_divided(a) if a.info.name in names else a for a in assignments]
+
+
+def _is_shortcut(layer: LayerInfo) -> bool:
+    """A 1x1 convolution or a linear layer: what has no neighbours to look at."""
+    return all(extent == 1 for extent in layer.weight_shape[2:])
+
+
+def _divided(assignment: Assignment) -> Assignment:
+    assert assignment.spec is not None
+    return replace(assignment, spec=replace(assignment.spec, split=assignment.info.split))
 
 
 def _check_folding(layer: LayerInfo, spec: LayerSpec) -> None:

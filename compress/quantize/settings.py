@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -32,6 +33,9 @@ def _known_activation_format(name: str) -> str:
         raise ValueError(f"`{name}` is a format of weights; activations take `fp4_e2m1`, `int8` and others")
     return name
 
+
+Split = Literal["none", "shortcut", "concatenation"]
+"""Which layers on a concatenation [backbone, skip] become two operators: none, the 1x1 shortcuts, or all of them."""
 
 SIGNED_FORMATS = [name for name, fmt in FORMATS.items() if fmt.signed]
 FormatName = Annotated[str, AfterValidator(_known_format), Field(json_schema_extra={"enum": list(SIGNED_FORMATS)})]
@@ -106,6 +110,9 @@ class ActivationSettings(Config):
     granularity: Literal["token", "tensor"] = Field("token", description="What shares one scale.")
     mode: Literal["dynamic", "static"] = Field("dynamic", description="Scale found at run time or from the trajectory.")
     symmetric: bool = Field(True, description="False: unsigned codes with a zero point (static, int8 and int4).")
+    timesteps: Literal["shared", "each"] = Field(
+        "shared", description="each: a static scale for every timestep of the calibration trajectory."
+    )
     observer: ObserverSettings = Field(MinMax(), description="How a static range is found.")
 
     @model_validator(mode="after")
@@ -117,10 +124,16 @@ class ActivationSettings(Config):
             )
         if not self.symmetric and (self.mode == "dynamic" or f"u{self.format}" not in FORMATS):
             raise ValueError("`symmetric: false` is for static int8 and int4 activations")
+        if self.timesteps == "each" and self.mode == "dynamic":
+            raise ValueError("`timesteps: each` is for static activations; dynamic scales follow every input already")
         return self
 
-    def spec(self) -> ActivationSpec | None:
-        return None if self.format == "none" else ActivationSpec(self.format, self.mode, self.symmetric)
+    def spec(self, timesteps: Callable[[], tuple[float, ...]] = tuple) -> ActivationSpec | None:
+        """The format, None for `none`; `timesteps` is asked for those of the trajectory where each has a scale."""
+        if self.format == "none":
+            return None
+        each = timesteps() if self.timesteps == "each" else ()
+        return ActivationSpec(self.format, self.mode, self.symmetric, each)
 
 
 class Rule(Config):

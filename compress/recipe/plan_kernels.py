@@ -13,7 +13,7 @@ from torch import nn
 
 from compress.kernels.backends import ENVIRONMENT, Cpu, explain, kernels_in_use
 from compress.kernels.call import ConvCall, MatmulCall
-from compress.quantize.modules import QuantConv2d, QuantLinear
+from compress.quantize.modules import QuantConv2d, QuantLinear, SplitLayer
 
 
 class LayerKernel(NamedTuple):
@@ -24,23 +24,37 @@ class LayerKernel(NamedTuple):
 
 
 def layer_kernels(skeleton: nn.Module) -> dict[str, LayerKernel]:
-    """The backend of every packed layer of a model on the meta device, by name.
+    """The backend of every packed layer of a model on the meta device, by name; `cpu + reference` for unlike parts.
 
     Raises:
         InputError: COMPRESS_KERNEL names no backend.
     """
-    layers = ((name, layer) for name, layer in skeleton.named_modules() if isinstance(layer, QuantLinear | QuantConv2d))
-    return {name: _kernel(_call(layer)) for name, layer in layers}
+    found: dict[str, LayerKernel] = {}
+    parts: set[nn.Module] = set()
+    for name, layer in skeleton.named_modules():
+        if isinstance(layer, SplitLayer):
+            operators = [part for part in layer.children() if isinstance(part, QuantLinear | QuantConv2d)]
+            parts.update(operators)
+            found[name] = _joined([_kernel(_call(part)) for part in operators])
+        elif isinstance(layer, QuantLinear | QuantConv2d) and layer not in parts:
+            found[name] = _kernel(_call(layer))
+    return found
+
+
+def _joined(kernels: list[LayerKernel]) -> LayerKernel:
+    """What is said of a layer of several operators."""
+    backends = dict.fromkeys(kernel.backend for kernel in kernels)
+    reasons = dict.fromkeys(kernel.refusal for kernel in kernels if kernel.refusal)
+    return LayerKernel(" + ".join(backends), "; ".join(reasons))
 
 
 def _call(layer: QuantLinear | QuantConv2d) -> MatmulCall:
     """A call with an input of the smallest size: facts do not depend on it."""
     arguments = {"codes": layer.weight_packed, "scales": layer.weight_scale, **layer.operator_arguments()}
     if isinstance(layer, QuantConv2d):
-        channels = layer.shape[1] * layer.geometry["groups"]
-        x = torch.empty(1, channels, *layer.shape[2:], device="meta")
+        x = torch.empty(1, layer.channels, *layer.shape[2:], device="meta")
         return ConvCall(x, **arguments, **layer.geometry)
-    return MatmulCall(torch.empty(1, layer.shape[1], device="meta"), **arguments)
+    return MatmulCall(torch.empty(1, layer.channels, device="meta"), **arguments)
 
 
 def _kernel(call: MatmulCall) -> LayerKernel:

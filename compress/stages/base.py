@@ -46,17 +46,24 @@ class RunContext:
     Attributes:
         adapter: of the model as the previous stages left it; its source folder holds the component to change.
         trajectory: the logged trajectory of the original model, made on first use.
+        timesteps: ascending timesteps that the trajectory holds, known before it is logged.
         folder: empty folder the stage writes its component into.
+        work: folder that outlives a killed run, for what a long stage has finished of its work; made on first use by
+            whoever writes there, removed by the engine when the stage is done.
         seed: of the recipe.
         device: torch device that models run on.
+        memory_budget: bytes that the process may take, None for no bound.
         progress: where to report.
     """
 
     adapter: Adapter
     trajectory: Callable[[], Trajectory]
+    timesteps: Callable[[], tuple[float, ...]]
     folder: Path
+    work: Path
     seed: int
     device: str = "cpu"
+    memory_budget: int | None = None
     progress: Progress = field(default_factory=SilentProgress)
 
 

@@ -193,7 +193,7 @@ def test_a_checkpoint_from_a_newer_schema_is_refused(copy: Path) -> None:
     config = json.loads(path.read_text())
     config["quantization_config"]["version"] = 99
     path.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"schema 99, this version reads up to 1.*upgrade"):
+    with pytest.raises(CheckpointError, match=r"schema 99, this version reads up to 2.*upgrade"):
         load(copy)
 
 

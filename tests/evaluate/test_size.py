@@ -63,6 +63,8 @@ def test_classes_add_up_to_the_file(tmp_path: Path) -> None:
     ("name", "expected"),
     [
         ("a.weight_codebook", "tables"),
+        ("time_embedding.table", "tables"),
+        ("a.scale_shift_table", "kept"),
         ("a.low_rank_a", "low rank"),
         ("a.input_zero_point", "activation scales"),
         ("a.bias", "biases"),

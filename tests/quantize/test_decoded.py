@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from packed import EVERYTHING, TIMESTEPS, quantized_parts
 from torch import nn
 
 from compress.formats import WeightSpec, quantize_weight
@@ -81,3 +84,19 @@ def test_a_lone_layer_and_a_shared_one() -> None:
     decode_layers(model)
     assert isinstance(model["a"], DecodedLayer)
     assert model["a"] is model["b"]
+
+
+def test_split_layers_keep_their_outputs_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPRESS_KERNEL", "reference")
+    layer, spec = nn.Conv2d(8, 6, 3, padding=1), replace(EVERYTHING, split=3)
+    split = packed_layer(layer, spec, "cpu")
+    split.fill_parts(quantized_parts(layer.weight, spec), layer.bias)
+    for part in (split.backbone, split.skip):
+        part.clock.look(torch.tensor([TIMESTEPS[1], TIMESTEPS[2]]), 2)
+    x = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, weight = split(x), split.weight
+        decode_layers(split)
+        assert isinstance(split.backbone, DecodedLayer) and isinstance(split.skip, DecodedLayer)
+        assert torch.equal(split(x), before)
+        assert torch.allclose(split.weight, weight)

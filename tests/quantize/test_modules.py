@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from packed import TIMED, TIMED_ASYMMETRIC, TIMESTEPS, quantized_parts
 from torch import nn
 from torch.nn import functional as F
 
 from compress.errors import UnsupportedLayer
 from compress.formats import WeightSpec, dynamic_scale, get_format, quantize_dequantize, quantize_weight
-from compress.quantize.modules import PACKED_NAMES, QuantConv2d, QuantLinear, packed_layer, swap_layers
+from compress.quantize.clock import Clock, ClockHook
+from compress.quantize.modules import PACKED_NAMES, QuantConv2d, QuantLinear, SplitLayer, packed_layer, swap_layers
 from compress.quantize.spec import ActivationSpec, LayerSpec
 
 DYNAMIC8 = ActivationSpec("int8", "dynamic")
@@ -143,3 +147,99 @@ def test_swap_names_what_it_cannot_pack() -> None:
         swap_layers(nn.Sequential(nn.LayerNorm(8)), {"0": spec})
     with pytest.raises(UnsupportedLayer, match=r"^0: padding"):
         swap_layers(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")), {"0": spec})
+
+
+FEATURES = [
+    LayerSpec(WeightSpec("int8"), ActivationSpec("int8", "static", False), split=8),
+    LayerSpec(WeightSpec("int4", "group", 8), DYNAMIC8, split=8),
+    LayerSpec(WeightSpec("int8"), None, smooth=True),
+    LayerSpec(WeightSpec("int8"), TIMED),
+    LayerSpec(WeightSpec("int4", symmetric=False), TIMED_ASYMMETRIC, split=16, smooth=True),
+]
+
+
+def part_output(layer: nn.Module, x: torch.Tensor, spec: LayerSpec, part, place, rows: torch.Tensor) -> torch.Tensor:
+    """What one part gives, without bias and without the operator; `rows` is the timestep of every sample, by number."""
+    axis = 1 if isinstance(layer, nn.Conv2d) else -1
+    x = x.narrow(axis, place.start, place.stop - place.start)
+    if "input_smooth" in part.inputs:
+        x = x * part.inputs["input_smooth"].reshape((-1, 1, 1) if axis == 1 else (-1,))
+    picked = [part.inputs.get(name) for name in ("input_scale", "input_zero_point")]
+    if spec.activations is not None and spec.activations.timesteps:
+        picked = [None if v is None else v[rows].reshape(-1, *(1 for _ in x.shape[1:])) for v in picked]
+    x, weight = fake_input(x, spec.activations, *picked), part.weight.dequantize()
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, None, layer.stride, layer.padding)
+    return F.linear(x, weight)
+
+
+@pytest.mark.parametrize("spec", FEATURES, ids=LayerSpec.summary)
+@pytest.mark.parametrize("kernel", ["reference", ""])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(24, 10), (3, 5, 24)), (nn.Linear(24, 10), (3, 24)), (nn.Conv2d(24, 10, 3, 2, 1), (3, 24, 7, 9))],
+    ids=["tokens", "rows", "images"],
+)
+def test_features_equal_fake_quantization(
+    spec: LayerSpec, layer: nn.Module, shape: tuple[int, ...], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split layer is the sum of its parts; each sample has the scales of its timestep."""
+    if kernel:
+        monkeypatch.setenv("COMPRESS_KERNEL", kernel)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    parts, rows = quantized_parts(layer.weight, spec), torch.tensor([2, 0, 1])
+    packed = packed_layer(layer, spec, "cpu")
+    packed.fill_parts(parts, layer.bias)
+    for module in packed.modules():
+        if getattr(module, "clock", None) is not None:
+            module.clock.look(torch.tensor(TIMESTEPS)[rows], 3)
+    places = spec.parts(tuple(layer.weight.shape))
+    outputs = [part_output(layer, x, spec, part, place, rows) for part, place in zip(parts, places, strict=True)]
+    expected = sum(outputs) + layer.bias.reshape((-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,))
+    with torch.no_grad():
+        difference = (packed(x) - expected).abs().max() / expected.abs().max()
+    assert float(difference) <= 1e-6
+    assert torch.allclose(packed.weight, torch.cat([part.weight.dequantize() for part in parts], 1))
+
+
+def test_a_split_layer_stores_two_operators_and_one_bias() -> None:
+    spec = replace(FEATURES[4], split=16)
+    names = set(packed_layer(nn.Linear(24, 10), spec).state_dict())
+    own = {"weight_packed", "weight_scale", "weight_zero_point", "input_scale", "input_zero_point", "input_smooth"}
+    assert names == {f"{part}.{name}" for part in ("backbone", "skip") for name in own} | {"backbone.bias"}
+    assert own <= set(PACKED_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("layer", "spec", "reason"),
+    [
+        (nn.Linear(8, 8), LayerSpec(WeightSpec("int8"), split=8), "at channel 8 of 8"),
+        (nn.Conv2d(8, 8, 1, groups=2), LayerSpec(WeightSpec("int8"), split=2), "in groups cannot be split"),
+        (nn.Conv2d(8, 8, 1, groups=2), LayerSpec(WeightSpec("int8"), smooth=True), "in groups cannot be smoothed"),
+    ],
+)
+def test_what_cannot_be_split_or_smoothed(layer: nn.Module, spec: LayerSpec, reason: str) -> None:
+    with pytest.raises(UnsupportedLayer, match=rf"^0: .*{reason}"):
+        swap_layers(nn.Sequential(layer), {"0": spec})
+
+
+class Denoiser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.third(self.second(self.first(sample)))
+
+
+def test_layers_of_a_model_share_the_clock_of_their_timesteps() -> None:
+    model = Denoiser()
+    split, other = LayerSpec(WeightSpec("int8"), TIMED, split=4), replace(TIMED, timesteps=(1.0,))
+    specs = {"first": split, "second": LayerSpec(WeightSpec("int8"), TIMED)}
+    swap_layers(model, specs | {"third": LayerSpec(WeightSpec("int8"), other)}, "cpu")
+    assert isinstance(model.first, SplitLayer)
+    clock = model.second.clock
+    assert isinstance(clock, Clock)
+    assert clock is model.first.backbone.clock is model.first.skip.clock is not model.third.clock
+    hooks = [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, ClockHook)]
+    assert [hook.clock.timesteps for hook in hooks] == [TIMESTEPS, (1.0,)]

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from compress.errors import RecipeError
 from compress.formats import WeightSpec
 from compress.models.adapter import LayerInfo, Role
-from compress.quantize.rules import assign
+from compress.quantize.rules import assign, split_layers
 from compress.quantize.settings import ActivationSettings, Rule, WeightSettings
 
 LAYERS = [
@@ -72,6 +72,7 @@ def test_a_rule_that_matches_nothing_is_an_error(rule: Rule, message: str) -> No
         (lambda: ActivationSettings(format="nvfp4"), "`nvfp4` is a format of weights"),
         (lambda: ActivationSettings(format="int8", mode="static"), "static activations per token do not exist"),
         (lambda: ActivationSettings(format="int8", symmetric=False), "static int8 and int4"),
+        (lambda: ActivationSettings(format="int8", timesteps="each"), "dynamic scales follow every input already"),
         (lambda: Rule(keep=True), "needs `role`, `match` or both"),
         (lambda: Rule(role="conv"), "needs `keep: true`"),
         (lambda: Rule(role="conv", keep=True, weights=INT8), "leaves no place"),
@@ -109,3 +110,57 @@ def test_folding_needs_integer_activations(activations: ActivationSettings) -> N
 def test_group_scales_are_float16_by_default() -> None:
     assert INT4.spec().scale_dtype == "float16"
     assert INT8.spec().scale_dtype == "float32"
+
+
+STATIC = ActivationSettings(format="int8", granularity="tensor", mode="static", timesteps="each")
+
+
+def test_timesteps_are_asked_for_once_and_only_where_each_has_a_scale() -> None:
+    asked = []
+
+    def timesteps() -> tuple[float, ...]:
+        asked.append(True)
+        return (1.0, 5.0)
+
+    assign(LAYERS, INT8, TOKEN, [], timesteps)
+    assert not asked
+    found = assign(LAYERS, INT8, STATIC, [Rule(role="modulation", activations=TOKEN)], timesteps)
+    assert len(asked) == 1
+    assert [a.spec.activations.timesteps for a in found] == [(1.0, 5.0), (1.0, 5.0), (), (1.0, 5.0)]
+    assert found[0].spec.summary() == "int8 channel · int8 tensor static x2 t"
+
+
+SKIPS = [
+    LayerInfo("up.conv1", "conv2d", Role.SKIP, "up", (8, 12, 3, 3), True, split=8),
+    LayerInfo("up.conv_shortcut", "conv2d", Role.SKIP, "up", (8, 12, 1, 1), True, split=8),
+    LayerInfo("skip_linear", "linear", Role.SKIP, None, (8, 16), True, split=8),
+    LayerInfo("conv", "conv2d", Role.CONV, None, (8, 8, 1, 1), True),
+]
+UNKNOWN = LayerInfo("odd.conv_shortcut", "conv2d", Role.SKIP, "odd", (8, 12, 1, 1), True)
+
+
+@pytest.mark.parametrize(
+    ("split", "divided"),
+    [("none", []), ("shortcut", [1, 2]), ("concatenation", [0, 1, 2])],
+)
+def test_layers_on_a_concatenation_are_divided(split, divided: list[int]) -> None:
+    found = split_layers(assign(SKIPS, INT8, TOKEN, []), split, asked=True)
+    assert [i for i, a in enumerate(found) if a.spec.split == 8] == divided
+    assert all(a.spec.split is None for i, a in enumerate(found) if i not in divided)
+
+
+def test_an_unknown_place_is_an_error_only_where_it_is_asked_for() -> None:
+    layers = [*SKIPS, UNKNOWN]
+    with pytest.raises(RecipeError, match=r"does not tell at which channel `odd\.conv_shortcut` divides"):
+        split_layers(assign(layers, INT8, TOKEN, []), "shortcut", asked=True)
+    found = split_layers(assign(layers, INT8, TOKEN, []), "shortcut", asked=False)
+    assert [a.spec.split for a in found] == [None, 8, 8, None, None]
+    kept = assign(layers, INT8, TOKEN, [Rule(match="odd.*", keep=True)])
+    assert split_layers(kept, "shortcut", asked=True)[4].spec is None
+
+
+def test_a_model_without_skips_cannot_be_asked_to_split() -> None:
+    with pytest.raises(RecipeError, match="`split: shortcut` matches no layer"):
+        split_layers(assign(LAYERS, INT8, TOKEN, []), "shortcut", asked=True)
+    found = assign(LAYERS, INT8, TOKEN, [])
+    assert split_layers(found, "concatenation", asked=False) == found

@@ -58,6 +58,28 @@ def test_the_plan_names_the_backend_that_computes(spec: LayerSpec, kind: str) ->
     }
 
 
+def test_a_split_layer_is_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its operators, one of few positions may go to another backend; the layer is named and counted once."""
+    spec = LayerSpec(WeightSpec("int8"), ActivationSpec("int8", "static", timesteps=(1.0, 2.0)), split=48)
+    skeleton = Timed(nn.Linear(64, 24).to("meta"))
+    swap_layers(skeleton, {"layer": spec})
+    found = layer_kernels(skeleton)
+    assert list(found) == ["layer"]
+    assert summarize(found.values()).startswith(f"1 layer {found['layer'].backend} (")
+    backends = iter([LayerKernel("cpu", ""), LayerKernel("reference", "too small")])
+    monkeypatch.setattr("compress.recipe.plan_kernels._kernel", lambda call: next(backends))
+    assert layer_kernels(skeleton) == {"layer": LayerKernel("cpu + reference", "too small")}
+
+
+class Timed(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> Any:
+        return self.layer(sample)
+
+
 def test_a_sentence_for_each_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     floating = LayerKernel("reference", "activations are floating point")
     text = summarize([floating, *[LayerKernel("cpu", "")] * 3, floating])

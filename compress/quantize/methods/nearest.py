@@ -16,7 +16,8 @@ from torch import Tensor
 
 from compress.config import Config
 from compress.formats import QTensor, WeightSpec, as_stored, quantize_weight, scale_values, weight_scales
-from compress.quantize.job import Method, QuantizedLayer, QuantizeJob
+from compress.quantize.job import Method, QuantizedLayer, QuantizedPart, QuantizeJob
+from compress.quantize.ranges import RangeSearch, search_scales
 
 MSE_FACTORS = tuple(1.0 - 0.02 * step for step in range(31))  # 1.00 … 0.40 of the full range
 POWER_FACTORS = (
@@ -32,6 +33,9 @@ class Nearest(Config):
     kind: Literal["nearest"] = "nearest"
     clip: Literal["minmax", "mse"] = Field(
         "minmax", description="Range of a block: its full range, or the one with the least squared rounding error."
+    )
+    ranges: RangeSearch | None = Field(
+        None, description="The range search of learned methods instead of `clip`: where their rounding starts."
     )
 
 
@@ -63,14 +67,22 @@ def _block_error(weight: Tensor, quantized: QTensor) -> Tensor:
     return padded.reshape(len(padded), -1, block).sum(-1)
 
 
+def _rounded(weight: Tensor, spec: WeightSpec, settings: Nearest) -> QTensor:
+    if settings.ranges is not None:
+        found = search_scales(weight, spec, settings.ranges)
+        return quantize_weight(weight, spec, found.scales, found.zero_points)
+    return mse_scales(weight, spec) if settings.clip == "mse" else quantize_weight(weight, spec)
+
+
 def run(settings: Nearest, job: QuantizeJob) -> Iterator[QuantizedLayer]:
     """Quantize layer after layer."""
     for assignment in job.assignments:
         assert assignment.spec is not None
         name, spec = assignment.info.name, assignment.spec.weights
         weight = job.read(f"{name}.weight")
-        quantized = mse_scales(weight, spec) if settings.clip == "mse" else quantize_weight(weight, spec)
-        yield QuantizedLayer(name, quantized)
+        parts = assignment.spec.parts(tuple(weight.shape))
+        slices = (weight[:, part.start : part.stop].contiguous() for part in parts)
+        yield QuantizedLayer(name, tuple(QuantizedPart(_rounded(w, spec, settings)) for w in slices))
         job.tick(name)
 
 
