@@ -133,6 +133,8 @@ def _plan_data(plan: Plan) -> dict[str, Any]:
 
 
 def _print_plan(plan: Plan) -> None:
+    from compress.engine.float_table import float_line
+
     original = plan.original
     print(
         f"{plan.recipe.name}: {original.model}, {original.denoiser_class} ({original.family} family), "
@@ -159,5 +161,6 @@ def _print_plan(plan: Plan) -> None:
     print(f"time        about {duration_text(plan.seconds)} of model calls on this machine")
     if plan.kernels:
         print(f"kernels     {plan.kernels}")
+    print(f"in float    {float_line(plan)}")
     for note in plan.notes:
         print(f"note        {note}")

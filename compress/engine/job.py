@@ -14,6 +14,7 @@ from compress.checkpoint.quantizer import register
 from compress.config import content_hash
 from compress.engine.cache import Step
 from compress.engine.fingerprint import tree_hashes, versions
+from compress.engine.float_table import attention_operations, float_table
 from compress.engine.measure import measure
 from compress.engine.run import Run, RunOptions, begin
 from compress.evaluate.machine import machine_facts
@@ -148,11 +149,11 @@ def _onnx_denoiser(folder: Path) -> Denoise:
 
 
 def operations(plan: Plan) -> Mapping[Artefact, list[LayerOperations]]:
-    """Arithmetic of one forward, layer by layer; products inside attention stay in floating point."""
+    """Arithmetic of one forward, layer by layer, and that of attention's products."""
     before = [LayerOperations(facts.info.name, facts.macs) for facts in plan.original.layers]
     before.append(LayerOperations("attention", plan.original.attention_macs))
     after = [LayerOperations(row.name, row.macs, row.weight_bits, row.act_bits) for row in plan.layers]
-    after.append(LayerOperations("attention", plan.final.attention_macs))
+    after += attention_operations(plan)
     return {"reference": before, "checkpoint": after}
 
 
@@ -178,7 +179,7 @@ def make_report(run: Run, findings: Findings) -> Report:
         machine=machine_facts(),
         stages=run.records,
         metrics=metrics,
-        tables=[*findings.tables, layer_table(run.plan)],
+        tables=[*findings.tables, float_table(run.plan), layer_table(run.plan)],
         figures=findings.figures,
         gates=judge(recipe.gates, metrics),
         warnings=[*run.plan.notes, *(t.note for t in findings.tables if "NOT KEPT" in t.note)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from compress.kernels.integer_product import product_translation
 from compress.kernels.onnx_ops import translation_table
 
 
@@ -14,7 +15,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     import compress.kernels.torch_ops  # noqa: F401  registers torch.ops.compress
 
-    return {**translation_table(), torch.ops.aten.squeeze.dim: _squeeze}
+    return {**translation_table(), **product_translation(), torch.ops.aten.squeeze.dim: _squeeze}
 
 
 def _squeeze(self, dim):  # type: ignore[no-untyped-def]

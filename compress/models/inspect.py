@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.models.adapter import Adapter, LayerInfo
+from compress.models.float_operators import OperatorFacts, counting
 from compress.models.layout import component_files, component_folder, has_weights
 
 
@@ -49,7 +50,7 @@ class Inspection:
 
     `other_parameters` are in no linear or convolution: norms, embedding tables. `attention_macs` are all products
     outside linears and convolutions. Bytes are those of the state dictionary, whose persistent buffers count too;
-    `bytes_on_disk` is None without weights.
+    `bytes_on_disk` is None without weights. `operators` are those outside linears and convolutions.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Inspection:
     bytes_float32: int
     bytes_float16: int
     bytes_on_disk: int | None
+    operators: tuple[OperatorFacts, ...] = ()
 
 
 def inspect_model(adapter: Adapter, batch: int = 1) -> Inspection:
@@ -109,17 +111,19 @@ def inspect_model(adapter: Adapter, batch: int = 1) -> Inspection:
         bytes_float32=4 * stored,
         bytes_float16=2 * stored,
         bytes_on_disk=sum(file.stat().st_size for file in component_files(folder)) if has_weights(folder) else None,
+        operators=counts.operators,
     )
 
 
 @dataclass
 class _Counts:
-    """MACs by layer; of layers while a block runs; of whole blocks; of the whole forward."""
+    """MACs by layer; of layers while a block runs; of whole blocks; of the whole forward; what else it computes."""
 
     layer: Counter[str]
     in_block: Counter[str]
     block_total: dict[str, int]
     total: int
+    operators: tuple[OperatorFacts, ...]
 
 
 def _count(adapter: Adapter, model: nn.Module, layers: list[str], blocks: list[str], batch: int) -> _Counts:
@@ -152,12 +156,12 @@ def _count(adapter: Adapter, model: nn.Module, layers: list[str], blocks: list[s
             hooks.enter_context(block.register_forward_pre_hook(lambda *_, name=name: running.append(name)))
             hooks.enter_context(block.register_forward_hook(lambda *_: running.pop() and None))
         inputs = adapter.example_inputs(batch, device="meta")
-        with FlopCounterMode(display=False) as flops:
+        with FlopCounterMode(display=False) as flops, counting(model, layers) as counter:
             adapter.denoise(model, inputs.sample, inputs.timestep, inputs.condition)
     by_module = flops.get_flop_counts()
     root = type(model).__name__
     totals = {name: sum(by_module.get(f"{root}.{name}", {}).values()) // 2 for name in blocks}
-    return _Counts(layer_macs, in_block, totals, flops.get_total_flops() // 2)
+    return _Counts(layer_macs, in_block, totals, flops.get_total_flops() // 2, counter.facts())
 
 
 def layer_call_macs(layer: nn.Module, output: Tensor) -> int:
