@@ -25,7 +25,7 @@ _ALWAYS = "every run measures it on the checkpoint, and on onnx if the recipe ha
 _PAIRED = "add `{kind: paired}` under `evaluate`"
 _GENERATION = "add `{kind: generation}` under `evaluate`"
 _LATENCY = "add `{kind: latency}` under `evaluate`"
-_NOTHING = "no evaluate entry of this version measures it"
+_TEMPORAL_ERROR = "add `{kind: temporal_error}` under `evaluate`"
 _NOISE_ERROR = "add `{kind: noise_error}` under `evaluate`"
 
 METRICS: dict[str, MetricInfo] = {
@@ -45,7 +45,7 @@ METRICS: dict[str, MetricInfo] = {
     "psnr": MetricInfo("dB", "higher", "likeness to the reference on the same noise", _PAIRED),
     "ssim": MetricInfo("", "higher", "structural likeness on the same noise", _PAIRED),
     "noise_error": MetricInfo("", "lower", "error of the predicted noise", _NOISE_ERROR),
-    "temporal_error": MetricInfo("", "lower", "error accumulated along the trajectory", _NOTHING),
+    "temporal_error": MetricInfo("", "lower", "error of the projected timestep and class embeddings", _TEMPORAL_ERROR),
     "latency_ms": MetricInfo("ms", "lower", "time of one denoiser call, median", _LATENCY),
     "latency_speedup": MetricInfo(TIMES, "higher", "times faster than the reference", _LATENCY),
     "peak_rss_mb": MetricInfo("MB", "lower", "largest resident memory", _LATENCY),

@@ -43,7 +43,16 @@ class Latency(Config):
     memory: bool = Field(True, description="Measure the peak memory too, in a process of its own per artefact.")
 
 
-EvaluateEntry = Annotated[NoiseError | Paired | Generation | Latency, Field(discriminator="kind")]
+class TemporalError(Config):
+    """Error of what the blocks are told of timestep and class, and whether each timestep stays nearest to itself."""
+
+    kind: Literal["temporal_error"] = "temporal_error"
+    classes: int = Field(
+        16, ge=1, description="Classes, at even intervals, besides that for no class; all when there are not more."
+    )
+
+
+EvaluateEntry = Annotated[NoiseError | Paired | Generation | Latency | TemporalError, Field(discriminator="kind")]
 
 
 def onnx_count(entry: Paired | Generation) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from compress.calibration.sampler import Denoise
+from compress.calibration.sampler import Denoise, call_timesteps, make_scheduler
 from compress.evaluate.latency import interleaved_latency, latency_metric, speedup_metric
 from compress.evaluate.memory import measure_peak, peak_metrics
 from compress.evaluate.noise_floor import thread_count
@@ -24,6 +24,9 @@ TARGET = "compress.stages.evaluate.targets:run_once"
 def run(settings: Latency, context: EvaluationContext) -> Findings:
     """Median time of each artefact in interleaved rounds, the speed-up over the original, and peak memory."""
     inputs = context.adapter.example_inputs(settings.batch, device=context.device, seed=context.seed)
+    # At a step of the sampler: a model with cached embeddings knows no other.
+    first = call_timesteps(make_scheduler(context.sampler, context.scheduler_config), context.sampler)[0]
+    inputs = inputs._replace(timestep=torch.full_like(inputs.timestep, first, dtype=torch.float32))
     calls: dict[str, Callable[[], object]] = {
         artefact: _call(context, artefact, inputs, settings.threads) for artefact in context.subjects
     }

@@ -10,6 +10,7 @@ import torch
 from compress.checkpoint.quantizer import register
 from compress.export.session import OnnxDenoiser
 from compress.models.source import open_adapter, resolve
+from compress.quantize.cached_embeddings import known_inputs
 
 
 def run_once(source: str, onnx: str | None, batch: int, threads: int, kernels: bool = True) -> Any:
@@ -20,7 +21,7 @@ def run_once(source: str, onnx: str | None, batch: int, threads: int, kernels: b
     torch.set_num_threads(threads)
     register()
     adapter = open_adapter(resolve(source))
-    inputs = adapter.example_inputs(batch)
+    inputs = known_inputs(adapter, adapter.example_inputs(batch))
     if onnx is not None:
         denoiser = OnnxDenoiser(Path(onnx), threads=threads, kernels=kernels)
         return denoiser, denoiser(inputs.sample, inputs.timestep.float(), inputs.condition)
