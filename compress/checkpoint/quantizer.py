@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from compress.checkpoint.quantization_config import QUANT_METHOD, check_version, from_config
 from compress.errors import CheckpointError
+from compress.quantize.attention import install_attention, is_attention_scale
+from compress.quantize.cached_embeddings import EmbeddingCache, swap_embeddings
 from compress.quantize.modules import PACKED_NAMES, QuantConv2d, QuantLinear, swap_layers
 
 
@@ -74,7 +76,11 @@ def quantizer_class() -> type[Any]:
             return loaded_keys
 
         def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-            swap_layers(model, from_config(self.quantization_config.to_dict(), self.where))
+            config = self.quantization_config.to_dict()
+            swap_layers(model, from_config(config, self.where))
+            install_attention(model, config.get("attention"), where=self.where)
+            if (cache := EmbeddingCache.from_config(config, self.where)) is not None:
+                swap_embeddings(model, cache)
 
         def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
             _differences(self.loaded, set(model.state_dict()), self.where)
@@ -84,7 +90,8 @@ def quantizer_class() -> type[Any]:
             self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
         ) -> bool:
             layer, _, name = param_name.rpartition(".")
-            return name in PACKED_NAMES and isinstance(model.get_submodule(layer), QuantLinear | QuantConv2d)
+            packed = name in PACKED_NAMES and isinstance(model.get_submodule(layer), QuantLinear | QuantConv2d)
+            return packed or is_attention_scale(model, param_name)
 
         def check_quantized_param_shape(self, name: str, expected: Any, given: Tensor) -> bool:
             found = tuple(expected.shape) if isinstance(expected, Tensor) else tuple(expected)

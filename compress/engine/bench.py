@@ -25,6 +25,7 @@ from compress.export.session import OnnxDenoiser, kernels_available
 from compress.kernels.backends import kernels_in_use
 from compress.models.adapter import Adapter
 from compress.models.source import open_adapter, resolve
+from compress.quantize.cached_embeddings import known_inputs
 from compress.report.write import load_report
 
 _Note = Callable[[str], None]
@@ -131,7 +132,7 @@ def _original(folder: Path, component: Path) -> str:
 def _contenders(
     original: Adapter, compressed: Adapter, onnx: Path | None, scratch: Path, settings: BenchSettings, note: _Note
 ) -> Iterator[_Contender]:
-    inputs = original.example_inputs(settings.batch)
+    inputs = known_inputs(compressed, original.example_inputs(settings.batch))
     t = inputs.timestep.float()
 
     def made(artefact: str, runtime: str, denoise: Denoise, path: Path, **launch: Any) -> _Contender:

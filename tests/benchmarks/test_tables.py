@@ -13,8 +13,10 @@ from tiny import tiny_unet2d_pipeline
 
 from benchmarks.tables import measures, nearest
 from benchmarks.tables.__main__ import TABLES, main, write
+from benchmarks.tables.bench import Bench
+from benchmarks.tables.measured import Measured
 from benchmarks.tables.measures import Found
-from benchmarks.tables.render import Measured, to_markdown
+from benchmarks.tables.render import to_markdown
 from benchmarks.tables.runner import Done, Options, Task, carry_out, run_table, tasks
 from benchmarks.tables.table import Cell, Finding, Result, Table
 from compress.calibration.sampler import Sampler
@@ -74,6 +76,8 @@ def test_a_table_is_measured_and_rendered(table: Table, options: Options, tmp_pa
     assert few.value("noise_error") > 4 * many.value("noise_error") > 0
     assert few.value("psnr") < many.value("psnr")
     assert few.value("size_ratio") < many.value("size_ratio")
+    assert few.value("temporal_error") > many.value("temporal_error") > 0
+    assert measured.results["unet", "W4A8", "channel"].value("temporal_error") > 0
     assert measured.seconds > 0
     write(measured, tmp_path / "tables")
     data = json.loads((tmp_path / "tables" / "tiny.json").read_text())
@@ -94,6 +98,23 @@ def test_finished_cells_are_not_measured_again(table: Table, options: Options, m
     assert carry_out(task, table, options) == first
     assert first.found is not None
     assert first.found.metrics
+
+
+def test_splits_are_measured_on_the_layers_themselves(table: Table, options: Options) -> None:
+    cells = tuple(
+        Cell("unet", split, "W8A8", ({**stage("8", **STATIC), "split": split},)) for split in ("none", "concatenation")
+    )
+    measured = measure(replace(table, cells=cells), options)
+    assert measured.failures == {}
+    whole, divided = (measured.results["unet", split, "W8A8"] for split in ("none", "concatenation"))
+    layers = {m.labels["layer"] for m in whole.metrics if m.name == "concatenation_error" and m.labels}
+    assert layers
+    assert all(name.startswith("up_blocks.") for name in layers)
+    found = whole.find("concatenation_error")
+    assert found is not None
+    assert found.n == len(layers)
+    assert 0 < divided.value("concatenation_error") < whole.value("concatenation_error") < 1
+    assert "layers on a skip concatenation" in to_markdown(measured)
 
 
 def test_noise_error_resamples_whole_trajectories(
@@ -123,6 +144,25 @@ def test_what_cannot_be_measured_is_said(table: Table, options: Options, capfd: 
     text = to_markdown(measured)
     assert "- dit/W8A8/channel (ranking): RecipeError" in text
     assert text.count("## Not measured") == 1
+
+
+def test_a_cell_may_calibrate_otherwise_and_from_another_seed(table: Table, options: Options, tmp_path: Path) -> None:
+    own = {"samples": 2, "timesteps": {"kind": "uniform", "count": 1}}
+    other = replace(table.cells[2], calibration=own, seed=1)
+    twice = replace(table, cells=(table.cells[2], other))
+    assert other.name == "dit/W8A8/static seed 1"
+    recipe = Bench(table.sections["dit"], PROTOCOL, tmp_path).recipe(other).recipe
+    assert (recipe.seed, recipe.calibration.samples, recipe.calibration.timesteps.count) == (1, 2, 1)
+    assert recipe.calibration.sampler == PROTOCOL.sampler
+    measured = measure(twice, options)
+    assert measured.failures == {}
+    result = measured.results["dit", "W8A8", "static"]
+    first, second = result.values("noise_error")
+    assert first != second
+    assert result.value("noise_error") == first
+    assert result.mean("noise_error") == (first + second) / 2
+    assert {metric.seed for metric in result.repeats[1] if metric.name == "noise_error"} == {0}  # the same evaluation
+    assert "Seeds 0, 1 where a range is given" in to_markdown(measured)
 
 
 def kill_or_fail(task: Task, table: Table, options: Options) -> Done:
@@ -260,6 +300,10 @@ def test_the_command_lists_and_measures(
     assert "it snows" in capsys.readouterr().out
     written = json.loads((tmp_path / "whole" / "tiny.json").read_text())
     assert set(written["failures"]) == {"dit/full precision (floors)", "dit/W8A8/channel (ranking)"}
+    assert main(["tiny", "--output", str(tmp_path / "part"), "--minutes", "0", *cache]) == 1
+    written = json.loads((tmp_path / "part" / "tiny.json").read_text())
+    assert set(written["failures"]) == {"dit/full precision (floors)"}
+    assert written["missing"] == ["dit/W8A8/channel"]
     main(["tiny", "--only", "dit/*", *cache])  # a part is kept apart from the published table
     assert (tmp_path / "cache" / "unfinished" / "tiny.md").is_file()
     with pytest.raises(SystemExit):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from compress.engine.run import RunOptions, begin
+from compress.errors import InputError, ModelError, RecipeError
 from compress.recipe.dump import dump
 from compress.recipe.model import Recipe, load_recipe
 from compress.recipe.plan import make_plan
@@ -38,6 +40,37 @@ def test_the_lock_file_reloads_equal(path: Path) -> None:
     text = dump(recipe)
     assert validate(Recipe, parse(text)) == recipe
     assert yaml.safe_load(text)["seed"] == 0
+
+
+def test_prompts_without_a_text_encoder_can_be_planned_and_not_run(tmp_path: Path) -> None:
+    data = yaml.safe_load((RECIPES[0].parent / "sd-1.4-w8a8.yaml").read_text())
+    data["model"]["source"] = str(RECIPES[0].parent / "configs" / "sd-1.4")
+    (tmp_path / "prompts.txt").write_text("a red bicycle\n")
+    data["calibration"]["conditions"]["path"] = "prompts.txt"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    plan = make_plan(load_recipe(path))
+    assert plan.original.parameters == 859_520_964
+    assert "no text encoder here: the recipe can be planned, but not run" in plan.notes
+    with pytest.raises(ModelError, match="safetensors"):
+        begin(load_recipe(path), RunOptions(tmp_path / "out"))
+    (tmp_path / "prompts.txt").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        make_plan(load_recipe(path))
+
+
+def test_prompts_for_a_model_with_classes_are_refused(tmp_path: Path, dit_folder: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("seven\n")
+    conditions = {"kind": "prompts", "path": "prompts.txt"}
+    recipe = {
+        "name": "x",
+        "model": {"source": str(dit_folder)},
+        "calibration": {"conditions": conditions},
+        "stages": [],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(RecipeError, match="takes class labels, not prompts"):
+        make_plan(load_recipe(tmp_path / "recipe.yaml"))
 
 
 def test_relative_models_start_at_the_recipe(tmp_path: Path, dit_folder: Path) -> None:
