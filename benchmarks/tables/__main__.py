@@ -7,18 +7,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import nearest
-from benchmarks.tables.render import Measured, to_json, to_markdown
+from benchmarks.tables import calibrated, nearest
+from benchmarks.tables.measured import Measured
+from benchmarks.tables.render import to_json, to_markdown
 from benchmarks.tables.runner import Options, run_table, tasks
 from benchmarks.tables.table import Table
 from compress.engine.fingerprint import code_hash, versions
 from compress.evaluate.machine import machine_facts
 from compress.files import write_text_atomically
 
-TABLES: dict[str, Table] = {table.name: table for table in (nearest.TABLE,)}
+TABLES: dict[str, Table] = {table.name: table for table in (nearest.TABLE, calibrated.TABLE)}
 ROOT = Path(__file__).parents[2]
 
 
@@ -66,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--no-headlines", action="store_true", help="leave class accuracy and Fréchet distance for later"
     )
+    parser.add_argument(
+        "--minutes", type=float, help="stop at the first finished piece of work after so long; the rest stays missing"
+    )
     parser.add_argument("--list", action="store_true", help="print the cells and stop")
     given = parser.parse_args(arguments)
     table = TABLES[given.table]
@@ -78,9 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     measured = Measured(table, options.protocol, facts={**facts(), "processes": given.jobs, "threads": given.threads})
     beginning = given.cache / "unfinished"
-    for task, done in run_table(table, options, lambda line: print(line, flush=True)):
-        measured.take(task, done)
-        write(measured, beginning)
+    start = time.monotonic()
+    with closing(run_table(table, options, lambda line: print(line, flush=True))) as pieces:
+        for task, done in pieces:
+            measured.take(task, done)
+            write(measured, beginning)
+            if given.minutes is not None and time.monotonic() - start >= 60 * given.minutes:
+                break  # closing waits for what is running, which the next run finds
     # A part of a table must not replace a whole one.
     folder = given.output or (beginning if given.only else ROOT / "reports" / "tables")
     write(measured, folder)

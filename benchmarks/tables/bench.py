@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.tables.table import Cell
 from compress.calibration.sampler import Denoise, denoise_with
@@ -31,6 +32,7 @@ class Bench:
     Attributes:
         source: as a recipe names it.
         cache: folder of finished work, shared by all cells and tables.
+        seed: of what is evaluated; a cell's own seed decides about its recipe alone.
     """
 
     source: str
@@ -42,15 +44,16 @@ class Bench:
         """The recipe of a cell; that of the untouched model for None."""
         words = f"{self.source.rpartition('/')[2]} full precision" if cell is None else cell.name
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", words)
-        data = {
+        data: dict[str, Any] = {
             "version": 1,
             "name": name,
-            "seed": self.seed,
+            "seed": self.seed if cell is None else cell.seed,
             "model": {"source": self.source, "device": "cpu"},
             "calibration": {
                 "sampler": self.protocol.sampler.model_dump(mode="json"),
                 "conditions": {"kind": "classes"},
                 "samples": self.protocol.calibration_samples,
+                **({} if cell is None else cell.calibration),
             },
             "stages": [] if cell is None else [dict(stage) for stage in cell.stages],
         }

@@ -7,16 +7,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.tables.bench import Bench
 from benchmarks.tables.table import Cell
+from compress.calibration import Record
+from compress.calibration.capture import layer_inputs
 from compress.calibration.sampler import denoise_with
 from compress.config import content_hash
 from compress.engine.cache import Step
 from compress.engine.fingerprint import tree_hashes
+from compress.errors import ModelError, RecipeError
 from compress.evaluate.accuracy import class_accuracy
 from compress.evaluate.frechet import frechet_distance
 from compress.evaluate.noise_error import noise_error
@@ -32,9 +37,11 @@ from compress.stages.evaluate import EvaluationContext
 from compress.stages.evaluate.bank import draw_images, images, noise_predictions, stored_pairs
 from compress.stages.evaluate.base import Subject
 from compress.stages.evaluate.images import run_generation
-from compress.stages.evaluate.settings import Generation
+from compress.stages.evaluate.settings import Generation, TemporalError
+from compress.stages.evaluate.temporal import run as run_temporal
 
 FLOOR_PAIRS, FLOOR_IMAGES = 256, 32
+CONCATENATION_PAIRS = 64
 
 
 class Found(NamedTuple):
@@ -46,7 +53,7 @@ class Found(NamedTuple):
 
 
 def ranking(bench: Bench, cell: Cell) -> Found:
-    """Noise error and PSNR of a cell, and its size."""
+    """Noise error, PSNR and temporal error of a cell, and its size."""
     run = bench.open(cell)
     context = bench.context(run, run.stages())
     p, seed = bench.protocol, bench.seed
@@ -61,10 +68,48 @@ def ranking(bench: Bench, cell: Cell) -> Found:
         )
         drawn = images(context, "checkpoint", p.images)
         found += psnr(images(context, "reference", p.images), drawn, artefact="checkpoint", seed=seed)
+        found += temporal(context)
+        if any("split" in stage for stage in cell.stages):
+            found += concatenation_error(context, pairs.part(0, CONCATENATION_PAIRS))
         original = context.subjects["reference"].folder
         return found + size_metrics(context.subjects["checkpoint"].folder, original, artefact="checkpoint")
 
     return _kept(context, "cell", [p.pairs, p.bands, p.images], measure)
+
+
+def temporal(context: EvaluationContext) -> list[Metric]:
+    """Error of the projected timestep embeddings, nothing for a family that cannot tell which they are."""
+    try:
+        return run_temporal(TemporalError(), context).metrics
+    except (ModelError, RecipeError):
+        return []
+
+
+def concatenation_error(context: EvaluationContext, pairs: Record) -> list[Metric]:
+    """Relative squared error of the layers on a skip concatenation, each fed what it reads in full precision.
+
+    The mean over the layers, and one labelled `layer` for each of them; nothing for a model without such layers.
+    """
+    adapter, subjects = context.adapter, context.subjects
+    names = [layer.name for layer in adapter.layers(adapter.skeleton()) if layer.split is not None]
+    if not names:
+        return []
+    load_original, load_compressed = subjects["reference"].load, subjects["checkpoint"].load
+    assert load_original is not None and load_compressed is not None
+    original, compressed = load_original(), load_compressed()
+    inputs = layer_inputs(adapter, original, pairs, names)
+    errors = {}
+    with torch.inference_mode():
+        for name in names:
+            before = original.get_submodule(name)(inputs[name])
+            after = compressed.get_submodule(name)(inputs[name])
+            errors[name] = float((after - before).square().sum() / before.square().sum())
+
+    def metric(value: float, n: int, labels: dict[str, str]) -> Metric:
+        return Metric(name="concatenation_error", value=value, n=n, artefact="checkpoint", labels=labels)
+
+    layers = [metric(error, len(pairs.t), {"layer": name}) for name, error in errors.items()]
+    return [metric(fmean(errors.values()), len(names), {}), *layers]
 
 
 def headline(bench: Bench, cell: Cell) -> Found:

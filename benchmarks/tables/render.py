@@ -5,92 +5,11 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from statistics import fmean
 
-from benchmarks.tables.runner import Done, Task
-from benchmarks.tables.table import Cell, Finding, Result, Results, Table
-from compress.errors import RunError
-from compress.evaluate.protocol import Protocol
-from compress.evaluate.within_noise import NoiseVerdict, within_noise
+from benchmarks.tables.measured import JUDGED, Measured, key
+from benchmarks.tables.table import Cell, Result, Table
 from compress.report import markdown
-from compress.report.model import Metric
-
-
-@dataclass
-class Measured:
-    """A table and what is known of it so far.
-
-    Attributes:
-        results: cells by (section, row, column).
-        full: metrics of full precision by section.
-        failures: why a task found nothing, by its name.
-        models: hash of each section's original model.
-        seconds: of all finished tasks together, when they were measured.
-        facts: machine, versions, commit.
-    """
-
-    table: Table
-    protocol: Protocol
-    results: dict[tuple[str, str, str], Result] = field(default_factory=dict)
-    full: dict[str, list[Metric]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def take(self, task: Task, done: Done) -> None:
-        """Enter what a task found.
-
-        Raises:
-            RunError: the section's model is not the one that earlier tasks measured.
-        """
-        if done.found is None:
-            self.failures[task.name] = done.failure
-            return
-        if self.models.setdefault(task.section, done.found.model) != done.found.model:
-            raise RunError(f"{task.section}: the model changed while it was measured", hint="measure the table again")
-        self.seconds += done.found.seconds
-        if task.cell is None:
-            self.full.setdefault(task.section, []).extend(done.found.metrics)
-            return
-        place = key(task.cell)
-        before = self.results.get(place, Result(()))
-        self.results[place] = Result((*before.metrics, *done.found.metrics))
-
-    def ranked(self) -> Results:
-        """The cells whose ranking metrics are there."""
-        return {place: result for place, result in self.results.items() if result.find("noise_error") is not None}
-
-    def findings(self) -> list[Finding]:
-        """The table's own statements, checked on the cells at hand."""
-        return self.table.findings(self.ranked())
-
-    def missing(self) -> list[str]:
-        """Names of the cells that have no ranking yet."""
-        ranked = self.ranked()
-        return [cell.name for cell in self.table.cells if key(cell) not in ranked]
-
-    def full_values(self, section: str, name: str) -> list[float]:
-        """Values of a full-precision metric at every seed it was measured at."""
-        return [m.value for m in self.full.get(section, []) if m.name == name and set(m.labels) == {"seed"}]
-
-    def verdict(self, cell: Cell, difference: str) -> NoiseVerdict | None:
-        """Whether the cell's `difference` (a key of JUDGED) is within noise; None while something is unmeasured."""
-        result, values = self.results.get(key(cell)), self.full_values(cell.section, JUDGED[difference])
-        metric = None if result is None else result.find(difference)
-        if metric is None or len(values) < self.protocol.seeds:
-            return None
-        return within_noise(metric.value, (metric.spread["ci95_low"], metric.spread["ci95_high"]), values)
-
-
-JUDGED = {"class_accuracy_drop": "class_accuracy", "frechet_increase": "frechet_distance"}
-"""Differences that are judged against noise, and the full-precision metric whose spread over seeds judges them."""
-
-
-def key(cell: Cell) -> tuple[str, str, str]:
-    """Where a cell's result is kept."""
-    return (cell.section, cell.row, cell.column)
 
 
 def to_json(measured: Measured) -> str:
@@ -98,16 +17,20 @@ def to_json(measured: Measured) -> str:
     table = measured.table
     cells = []
     for cell in table.cells:
-        if (result := measured.results.get(key(cell))) is None:
+        result = measured.results.get(key(cell), Result(()))
+        metrics = result.repeats.get(cell.seed, ()) if cell.seed else result.metrics
+        if not metrics:
             continue
-        verdicts = {name: measured.verdict(cell, name) for name in JUDGED}
+        verdicts = {} if cell.seed else {name: measured.verdict(cell, name) for name in JUDGED}
         cells.append(
             {
                 "section": cell.section,
                 "row": cell.row,
                 "column": cell.column,
+                "seed": cell.seed,
+                "calibration": dict(cell.calibration),
                 "stages": [dict(stage) for stage in cell.stages],
-                "metrics": [m.model_dump(mode="json") for m in result.metrics],
+                "metrics": [m.model_dump(mode="json") for m in metrics],
                 "within_noise": {
                     name: {**verdict._asdict(), "within": verdict.within}
                     for name, verdict in verdicts.items()
@@ -145,8 +68,8 @@ def to_markdown(measured: Measured) -> str:
         table.note,
         _lines(
             f"Measured by `python -m benchmarks.tables {table.name}` as docs/evaluation.md lays down: noise error on "
-            f"{p.pairs:,} stored pairs, PSNR of {p.images} image pairs ({sampler}). Seed 0; every interval is in "
-            f"{table.name}.json. {measured.seconds / 60:.0f} minutes of work, shared by the processes. {facts}."
+            f"{p.pairs:,} stored pairs, PSNR of {p.images} image pairs ({sampler}). {_seeds(table)}; every interval is "
+            f"in {table.name}.json. {measured.seconds / 60:.0f} minutes of work, shared by the processes. {facts}."
         ),
     ]
     for section in table.sections:
@@ -166,12 +89,67 @@ def to_markdown(measured: Measured) -> str:
 def _section(measured: Measured, section: str) -> list[str]:
     parts = [f"## {section}", _lines(f"Model `{measured.table.sections[section]}`. {_floor_text(measured, section)}")]
     parts += ["Noise error (mean squared error of the predicted noise), in thousandths:"]
-    parts.append(_matrix(measured, section, lambda result: _short(1000 * result.value("noise_error"))))
+    parts.append(_matrix(measured, section, lambda result: _of_seeds(result, "noise_error", 1000)))
+    if measured.table.baseline in measured.table.rows(section):
+        parts += [f"Share of the noise error of `{measured.table.baseline}` that is removed, in percent:"]
+        parts.append(_removed(measured, section))
     parts += ["PSNR in dB, with the half-width of its 95 % interval:"]
     parts.append(_matrix(measured, section, _psnr))
+    parts += _temporal(measured, section)
+    if any(result.find("concatenation_error") for place, result in measured.ranked().items() if place[0] == section):
+        parts += ["Relative error of the layers on a skip concatenation, fed as in full precision, in thousandths:"]
+        parts.append(_matrix(measured, section, lambda result: _of_seeds(result, "concatenation_error", 1000)))
     parts += ["Size against float32:"]
     parts.append(_matrix(measured, section, lambda result: f"{result.value('size_ratio'):.3f}"))
     return parts + _bands(measured, section) + _headlines(measured, section)
+
+
+def _temporal(measured: Measured, section: str) -> list[str]:
+    """Error of what the blocks are told of timestep and class, where anyone measured it."""
+    places = [place for place in measured.ranked() if place[0] == section]
+    if not any(measured.results[place].find("temporal_error") for place in places):
+        return []
+    same = {"of": "nearest_neighbour_identity", "within": "0"}
+    return [
+        "Temporal error (relative error of the projected embeddings of timestep and class), in thousandths:",
+        _matrix(measured, section, lambda result: _of_seeds(result, "temporal_error", 1000)),
+        "Embeddings that stay nearest to their own timestep, in percent:",
+        _matrix(measured, section, lambda result: _of_seeds(result, "temporal_error", 100, **same)),
+    ]
+
+
+def _of_seeds(result: Result, name: str, factor: float, **labels: str) -> str:
+    """The metric's mean over the seeds with its range; empty where it was not measured."""
+    values = [factor * value for value in result.values(name, **labels)]
+    if not values:
+        return ""
+    spread = f" ({_short(min(values))}-{_short(max(values))})" if len(values) > 1 else ""
+    return _short(fmean(values)) + spread
+
+
+def _removed(measured: Measured, section: str) -> str:
+    """1 - error / error of the baseline in the same column, of the means over the seeds, in percent."""
+    ranked, table = measured.ranked(), measured.table
+    rows = []
+    for row in table.rows(section):
+        if row == table.baseline:
+            continue
+        line = [row]
+        for column in table.columns(section):
+            found, base = ranked.get((section, row, column)), ranked.get((section, table.baseline, column))
+            if found is None or base is None:
+                line.append("")
+            else:
+                line.append(f"{100 * (1 - found.mean('noise_error') / base.mean('noise_error')):.1f}")
+        rows.append(line)
+    return _grid(["", *table.columns(section)], rows)
+
+
+def _seeds(table: Table) -> str:
+    seeds = sorted({cell.seed for cell in table.cells})
+    if len(seeds) == 1:
+        return "Seed 0"
+    return f"Seeds {', '.join(map(str, seeds))} where a range is given (mean, lowest to highest), else seed 0"
 
 
 def _matrix(measured: Measured, section: str, text: Callable[[Result], str]) -> str:
@@ -208,12 +186,13 @@ def _floor_text(measured: Measured, section: str) -> str:
 def _bands(measured: Measured, section: str) -> list[str]:
     """Noise error by noise level, of the column every table has first among per-channel ones."""
     table = measured.table
-    column = "channel" if "channel" in table.columns(section) else table.columns(section)[0]
+    columns = table.columns(section)
+    column = next((name for name in (table.band_column, "channel") if name in columns), columns[0])
     rows: list[list[str]] = []
     header: list[str] = []
     for cell in table.cells:
         result = measured.ranked().get(key(cell))
-        if cell.section != section or cell.column != column or result is None:
+        if cell.section != section or cell.column != column or cell.seed or result is None:
             continue
         bands = [m for m in result.metrics if m.name == "noise_error" and "band" in m.labels]
         header = [f"sigma {float(m.labels['sigma_low']):.2g} to {float(m.labels['sigma_high']):.2g}" for m in bands]
@@ -225,7 +204,7 @@ def _headlines(measured: Measured, section: str) -> list[str]:
     rows = []
     for cell in measured.table.cells:
         result = measured.results.get(key(cell))
-        if cell.section != section or result is None or result.find("class_accuracy") is None:
+        if cell.section != section or cell.seed or result is None or result.find("class_accuracy") is None:
             continue
         rows.append([f"{cell.row}, {cell.column}", *_headline_row(measured, cell, result)])
     if not rows:

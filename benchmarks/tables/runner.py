@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -70,16 +70,25 @@ Work = Callable[[Task, Table, Options], Done]
 
 
 def tasks(table: Table, options: Options) -> list[Task]:
-    """The work in the order it is best done: what ranks methods first, then what decorates the headline rows."""
+    """The work in the order it is best done: what ranks methods first, then what decorates the headline rows.
+
+    Cells of a higher priority wait, if the table says so for the headline rows too.
+    """
     cells = [c for c in table.cells if not options.only or any(fnmatch(c.name, glob) for glob in options.only)]
-    found = [Task("floors", section) for section in dict.fromkeys(cell.section for cell in cells)]
-    found += [Task("ranking", cell.section, cell) for cell in cells]
+    floors = [Task("floors", section) for section in dict.fromkeys(cell.section for cell in cells)]
+    rankings = sorted((Task("ranking", cell.section, cell) for cell in cells), key=_priority)
+    headlines: list[Task] = []
     if options.headlines:
         chosen = [cell for cell in cells if cell.headline]
-        found += [Task("headline", cell.section, cell) for cell in chosen]
+        headlines += [Task("headline", cell.section, cell) for cell in chosen]
         for section in dict.fromkeys(cell.section for cell in chosen):
-            found += [Task("seed", section, seed=seed) for seed in range(options.protocol.seeds)]
-    return found
+            headlines += [Task("seed", section, seed=seed) for seed in range(options.protocol.seeds)]
+    before = [task for task in rankings if _priority(task) <= table.headlines_after]
+    return [*floors, *before, *headlines, *rankings[len(before) :]]
+
+
+def _priority(task: Task) -> int:
+    return 0 if task.cell is None else task.cell.priority
 
 
 def carry_out(task: Task, table: Table, options: Options) -> Done:
@@ -108,7 +117,7 @@ def _measure(bench: Bench, task: Task) -> Found:
 
 def run_table(
     table: Table, options: Options, say: Callable[[str], None], work: Work = carry_out
-) -> Iterator[tuple[Task, Done]]:
+) -> Generator[tuple[Task, Done], None, None]:
     """Every task with what it found, as they finish.
 
     A worker that is killed (out of memory, say) takes the pool with it: the unfinished tasks then run one at a time in
