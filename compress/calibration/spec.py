@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from compress.calibration.conditions import Conditions
-from compress.calibration.policies import TimestepPolicy
+from compress.calibration.policies import NormalTimesteps, TimestepPolicy
 from compress.calibration.sampler import Sampler, call_timesteps, make_scheduler, stream_seed
 from compress.calibration.store import LAYOUT_VERSION
 from compress.config import content_hash
-from compress.errors import MemoryBudgetError
+from compress.errors import MemoryBudgetError, RecipeError
 from compress.models.adapter import Adapter
 
 
@@ -87,8 +87,13 @@ def calibrated_timesteps(adapter: Adapter, spec: TrajectorySpec) -> tuple[float,
     """Ascending timesteps that the trajectory of `spec` holds, over all its samples; loads no weights.
 
     Raises:
-        RecipeError: sampler, timesteps and model do not fit each other.
+        RecipeError: sampler, timesteps and model do not fit each other, or the timesteps stored are not the sampler's.
     """
+    if isinstance(spec.timesteps, NormalTimesteps) and spec.timesteps.pairing == "compat":
+        raise RecipeError(
+            "`pairing: compat` stores timesteps that belong to other samples, and no two alike",
+            hint="use another `calibration.timesteps`, or one scale for all timesteps",
+        )
     calls = _calls(adapter, spec)
     return tuple(sorted({t for index in range(spec.samples) for t in calls.fed(spec, index)}))
 

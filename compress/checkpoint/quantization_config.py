@@ -116,7 +116,9 @@ def from_config(config: Mapping[str, Any], where: str = "config.json") -> dict[s
     """
     check_version(config, where)
     specs: dict[str, LayerSpec] = {}
-    for group in config["config_groups"].values():
+    if not isinstance(groups := config.get("config_groups"), Mapping):
+        raise CheckpointError("quantization_config has no config_groups", where=where, hint="is it damaged?")
+    for group in groups.values():
         try:
             weights, inputs = group["weights"], group["input_activations"]
             activations = None if inputs is None else _activation_spec(inputs, where)

@@ -7,6 +7,7 @@ of a batch may be at different ones (TFMQ-DM's code counts the sampler's steps i
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +24,22 @@ _DIVIDED = {"FluxTransformer2DModel": float(TRAIN_TIMESTEPS)}
 class Clock:
     """The timesteps that scales are stored for, ascending, and which of them is nearest to each sample of the batch.
 
-    One clock is shared by all layers of a model. Before the first `look` every sample is at the first timestep.
+    One clock is shared by all layers of a model. Before the first `look` every sample is at the first timestep. Threads
+    that run the model at once have their own indices; one that never looked sees the last ones.
     """
 
     def __init__(self, timesteps: Sequence[float]) -> None:
         self.timesteps = tuple(timesteps)
-        self.indices = torch.zeros(1, dtype=torch.int64)  # [b]
+        self._last = torch.zeros(1, dtype=torch.int64)  # [b]
+        self._seen = threading.local()
+
+    @property
+    def indices(self) -> Tensor:
+        """Of each sample of the batch `[b]`, the number of its nearest timestep."""
+        if torch.compiler.is_compiling():  # thread-local storage cannot be traced
+            return self._last
+        found: Tensor = getattr(self._seen, "indices", self._last)
+        return found
 
     def __reduce__(self) -> tuple[type[Clock], tuple[tuple[float, ...]]]:
         """Copies begin anew: what was seen last may be a stand-in of a tracer, which cannot be copied."""
@@ -38,7 +49,10 @@ class Clock:
         """Set the indices `[b]` of a batch; `timestep` is a number, or one for each sample. Ties go to the lower t."""
         t = torch.as_tensor(timestep).reshape(-1).float()
         known = torch.tensor(self.timesteps, dtype=torch.float32, device=t.device)
-        self.indices = (t[:, None] - known).abs().argmin(1).expand(batch)
+        found = (t[:, None] - known).abs().argmin(1).expand(batch)
+        self._last = found
+        if not torch.compiler.is_compiling():
+            self._seen.indices = found
 
     def pick(self, values: Tensor, x: Tensor) -> Tensor:
         """Of stored `values` `[T]` those of x's samples, shaped `[rows, 1, ...]` to broadcast against x's rows.

@@ -7,6 +7,7 @@ QuEST).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.calibration.sampler import Denoise
 from compress.calibration.trajectory import Record
+from compress.errors import RunError
 from compress.quantize.simulate import SimulatedLayer, set_state
 from compress.quantize.tuned import biases_of
 
@@ -187,7 +189,10 @@ class Descent:
 def take_step(
     student: Student, batches: Iterable[tuple[Record, Outputs]], objective: Objective, descent: Descent, rows: int
 ) -> float:
-    """One step of Adam on the mean over `rows` inputs that come in small batches; the model's mean squared error."""
+    """One step of Adam on the mean over `rows` inputs that come in small batches; the model's mean squared error.
+
+    Raises RunError when that is not finite: no integers can be derived from such weights.
+    """
     descent.zero_grad()
     overall = 0.0
     # PyTorch's flash attention is slow backwards on a CPU (docs/decisions.md), and needs more than tiny models save.
@@ -197,5 +202,7 @@ def take_step(
             losses = student.losses(record, target, objective)
             (losses.total(objective) * share).backward()  # type: ignore[no-untyped-call]
             overall += float(losses.overall.detach()) * share
+    if not math.isfinite(overall):
+        raise RunError("fine-tuning ends in values that are not finite", hint="lower its learning rates")
     descent.step()
     return overall

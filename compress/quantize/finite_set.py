@@ -109,7 +109,9 @@ class Extremes:
         layer = self.layers[name]
         images = isinstance(layer.layer, nn.Conv2d)
         for part in _timed(layer):
-            taken = x.narrow(1 if images else -1, part.part.start, part.part.stop - part.part.start).float()
+            taken = x.float()
+            if part.part.name:  # else the whole input: a grouped convolution's weight does not tell its channels
+                taken = taken.narrow(1 if images else -1, part.part.start, part.part.stop - part.part.start)
             if part.smooth is not None:
                 taken = taken * part.smooth.reshape((-1, 1, 1) if images else (-1,))
             low, high = torch.aminmax(taken.reshape(len(self.t[-1]), -1), dim=1)

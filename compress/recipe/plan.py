@@ -22,6 +22,7 @@ from compress.models.layout import component_folder, has_weights, scheduler_conf
 from compress.models.source import open_adapter, read_tensors, resolve
 from compress.models.zoo.classifier import judge_of
 from compress.prune.depth import block_prefix
+from compress.quantize.calibrated import LearnedRounding
 from compress.quantize.methods import METHODS
 from compress.quantize.rules import Assignment
 from compress.quantize.spec import LayerSpec
@@ -33,7 +34,7 @@ from compress.stages.evaluate.temporal import conditioning_names
 from compress.stages.prune import Prune, pruned_source_config
 from compress.stages.quantize import Quantize, assignments_for
 
-_LIBRARIES = 420 * 2**20  # resident memory of Python with torch and diffusers
+_LIBRARIES = 440 * 2**20  # resident memory of Python with torch and diffusers
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def make_plan(loaded: LoadedRecipe) -> Plan:
         layers=layers,
         fp32_bytes=fp32,
         predicted_bytes=predicted,
-        memory_bytes=_memory(inspection, fp32, predicted),
+        memory_bytes=_memory(recipe, inspection, fp32, predicted),
         seconds=sum(calls.values()) * inspection.macs * 2 / _flops(),
         steps=tuple(_steps(recipe, calls)),
         kernels=summarize(kernels.values()),
@@ -302,10 +303,18 @@ def _steps(recipe: Recipe, calls: dict[str, int]) -> list[str]:
     return steps
 
 
-def _memory(inspection: Inspection, fp32: int, predicted: int) -> int:
-    """Original and compressed model side by side while they are compared, and one layer in float64 work space."""
+def _memory(recipe: Recipe, inspection: Inspection, fp32: int, predicted: int) -> int:
+    """Original and compressed model side by side while they are compared, or what it takes to make one of the other.
+
+    Making it takes one layer in float64 work space; methods that learn rounding hold a byte for each decided code, and
+    of the unit they learn V, its gradient, Adam's two averages and the floors.
+    """
     largest = max((layer.info.weight_parameters for layer in inspection.layers), default=0)
-    return _LIBRARIES + fp32 + predicted + 16 * largest
+    making = 16 * largest
+    if any(isinstance(stage, Quantize) and isinstance(stage.method, LearnedRounding) for stage in recipe.stages):
+        unit = max((block.parameters for block in inspection.blocks), default=0)
+        making = inspection.parameters + 20 * max(unit, largest)
+    return _LIBRARIES + fp32 + predicted + making
 
 
 def _flops() -> float:

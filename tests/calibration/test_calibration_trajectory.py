@@ -131,12 +131,18 @@ def test_normal_timesteps_pair_samples_of_the_replayed_sampler(
 
 @pytest.mark.parametrize(
     "policy",
-    [NormalTimesteps(count=2), NormalTimesteps(count=2, pairing="compat"), RandomTimesteps(count=3), SingleTimestep()],
+    [NormalTimesteps(count=2), RandomTimesteps(count=3), SingleTimestep()],
 )
 def test_calibrated_timesteps_are_those_that_are_stored(policy: TimestepPolicy, tmp_path: Path) -> None:
     spec = replace(SPEC, sampler=Sampler(steps=20), timesteps=policy)
     stored = _join(_log(tmp_path, spec)).t
     assert calibrated_timesteps(ADAPTER, spec) == tuple(sorted(set(stored.tolist())))
+
+
+def test_mispaired_timesteps_are_no_set_to_keep_scales_for() -> None:
+    spec = replace(SPEC, timesteps=NormalTimesteps(count=2, pairing="compat"))
+    with pytest.raises(RecipeError, match="belong to other samples"):
+        calibrated_timesteps(ADAPTER, spec)
 
 
 def test_random_timesteps_are_the_same_for_every_sample(tmp_path: Path) -> None:

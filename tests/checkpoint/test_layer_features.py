@@ -180,6 +180,13 @@ def test_config_groups_say_only_what_is_set() -> None:
     assert cached["version"] == 2 and cached["cached_embeddings"]["modules"] == ["time_embedding"]
 
 
+def test_a_configuration_without_groups_is_damaged() -> None:
+    config = to_config({"plain": LayerSpec(WeightSpec("int8"))}, [])
+    del config["config_groups"]
+    with pytest.raises(CheckpointError, match="no config_groups"):
+        from_config(config)
+
+
 @pytest.mark.parametrize(
     ("group", "key", "value", "reason"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
 import torch
@@ -69,6 +70,27 @@ def test_a_model_sets_its_clock_until_the_handle_goes() -> None:
     assert model(timestep=torch.tensor(11), sample=x).flatten().tolist() == [10.0, 10.0]
     handle.remove()
     assert model(x, torch.tensor([19, 1])).flatten().tolist() == [10.0, 10.0]
+
+
+def test_threads_that_run_a_model_at_once_do_not_disturb_each_other() -> None:
+    clock = Clock([0.0, 500.0, 999.0])
+    model, looked, found = Timed(clock), Barrier(2), dict[float, list[float]]()
+    install_clock(model, clock)
+
+    def wait_for_the_other(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        looked.wait(timeout=10)  # both threads have looked before either layer picks
+
+    model.register_forward_pre_hook(wait_for_the_other)
+
+    def run(t: float) -> None:
+        found[t] = model(torch.ones(2), torch.full((2,), t)).tolist()
+
+    threads = [Thread(target=run, args=(t,)) for t in (0.0, 999.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {0.0: [1.0, 1.0], 999.0: [100.0, 100.0]}
 
 
 def test_a_copy_has_a_clock_of_its_own() -> None:

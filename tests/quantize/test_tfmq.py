@@ -9,17 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from learned import INT4, STATIC, Notes, job_for, logged, one_layer, tiny_adapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.calibration.sampler import denoise_with
 from compress.errors import ModelError, RecipeError
 from compress.evaluate.temporal_error import nearest_timesteps, temporal_errors
+from compress.formats import WeightSpec
 from compress.formats.layout import unpack_codes
 from compress.models.adapter import Adapter, Role
 from compress.models.conditioning import ConditioningGrid, capture_projections, conditioning_grid, projection_layers
 from compress.models.source import open_adapter, resolve
 from compress.quantize.calibrated import learn_weights, open_simulation
-from compress.quantize.finite_set import calibrate_block, calibrate_layers, full_range, moving_range
+from compress.quantize.clock import Clock
+from compress.quantize.finite_set import Extremes, calibrate_block, calibrate_layers, full_range, moving_range
 from compress.quantize.job import QuantizeJob
 from compress.quantize.methods import tfmq
 from compress.quantize.methods.tfmq import Tfmq, visited_timesteps
@@ -28,6 +30,7 @@ from compress.quantize.reconstruct import RoundingSettings
 from compress.quantize.rules import Assignment, assign
 from compress.quantize.settings import ActivationSettings, WeightSettings
 from compress.quantize.simulate import SimulatedLayer, set_state, simulate
+from compress.quantize.spec import ActivationSpec, LayerSpec
 from compress.quantize.statistics import static_scales
 from compress.quantize.temporal import TemporalBlock
 from compress.quantize.temporal_rounding import learn_temporal_block
@@ -252,6 +255,21 @@ def test_scales_of_the_block_cover_every_input(adapter: Adapter, tmp_path: Path)
         it.projections()
     assert seen
     assert all(bool((moved <= 0.5001 * scale + 1e-6).all()) for moved, scale in seen)
+
+
+def test_a_grouped_convolution_is_measured_whole() -> None:
+    """Its weight has the channels of one group only, its input those of all."""
+    times = (1.0, 2.0)
+    spec = LayerSpec(WeightSpec("int8"), ActivationSpec("int8", "static", timesteps=times))
+    depthwise = SimulatedLayer("depthwise", nn.Conv2d(8, 8, 3, groups=8), spec, Clock(times))
+    x = torch.zeros(2, 8, 4, 4)
+    x[0, 5], x[1, 5] = 100.0, 50.0
+    extremes = Extremes({"depthwise": depthwise})
+    extremes.start(torch.tensor(times))
+    extremes.see("depthwise", x, torch.empty(0))
+    extremes.set_scales(full_range)
+    [part] = depthwise.operators()
+    assert part.inputs.scale.tolist() == pytest.approx([100 / 127, 50 / 127])
 
 
 def test_moving_ranges_are_averages_of_batches() -> None:

@@ -6,10 +6,11 @@ with scales of its own (section 4.2); every unit's weight rounding is learned to
 (AdaRound in BRECQ's blocks; phase W), then its input scales (phase A).
 
 Departures from the paper and its code:
-- Activations are rounded at the inputs of linear and convolution layers, all that our operators multiply in integers;
-  the attention products and the softmax stay in floating point (theirs: 8 bits, for Stable Diffusion 16).
+- Activations are rounded at the inputs of linear and convolution layers. The attention products stay in floating point
+  unless the stage has `attention:`, and are in floating point while units learn (theirs: q, k, v of 8 bits, the softmax
+  of 8 or, for Stable Diffusion, 16 bits, with scales that are learned but for the latter).
 - Units are the adapter's blocks, and every layer outside them is one of its own. A transformer block holds its
-  attention, as theirs; in a U-Net without text, attention blocks are units too.
+  attention, as theirs; attention blocks outside of those are units too.
 - Input scales begin with what the recipe's observer finds on the whole trajectory in the full-precision model; their
   scripts use 16 to 64 inputs, and for some models a running mean (`observer: {kind: ema}`).
 - Dynamic inputs have a scale for each token, found at run time: phase A passes them over.

@@ -143,7 +143,9 @@ def measure(job: QuantizeJob, settings: Smoothing | None) -> tuple[dict[str, Ten
         run_over(calibration.adapter, model, trajectory, {name: r.update for name, r in ranges.items()}, BATCH)
         factors = factors_by_part(smoothed, {name: found.values() for name, found in ranges.items()}, settings)
     calibration.progress.note("measure input scales at every timestep")
-    scales = static_scales(calibration.adapter, model, trajectory, job.assignments, smooth=factors, batch_size=BATCH)
+    scales = static_scales(
+        calibration.adapter, model, trajectory, job.assignments, smooth=factors, batch_size=BATCH, seed=job.seed
+    )
     return factors, scales
 
 
