@@ -46,6 +46,8 @@ TIMESTEPS: Mapping[str, Mapping[str, Any]] = {
     "uniform steps": {"samples": 64, "timesteps": {"kind": "uniform", "count": 5}},
 }
 """Calibration sets of 320 model calls (and as many of the unconditional half)."""
+SPLIT = {"digits-dit": "none", "digits-unet": "shortcut"}
+"""Of every method, so that they differ in what they learn alone."""
 INPUTS: Mapping[str, tuple[str, ...]] = {"digits-dit": ("static", "per token"), "digits-unet": ("per token",)}
 """Other ways to scale inputs at W4A8: every one static, or every one per token (image)."""
 SPLITS = ("none", "shortcut", "concatenation")
@@ -101,7 +103,7 @@ def stage(kind: str, model: str, bits: str, **settings: Any) -> dict[str, Any]:
             "symmetric": False,
             "observer": observer,
         },
-        "split": "shortcut",
+        "split": SPLIT[model],
         "rules": [*KEPT, *({"match": name, "activations": {"format": f"int{bits[3]}"}} for name in TOKENWISE[model])],
         **settings,
     }

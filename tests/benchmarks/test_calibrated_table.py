@@ -17,8 +17,10 @@ from benchmarks.tables.render import to_json, to_markdown
 from benchmarks.tables.runner import Done, Options, Task, tasks
 from benchmarks.tables.table import Cell, Finding, Result, Table
 from compress.evaluate.protocol import Protocol
+from compress.models.source import open_adapter, resolve
 from compress.recipe.model import load_recipe
 from compress.report.model import Metric
+from compress.stages.quantize import assignments_for
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 IDENTITY = {"of": "nearest_neighbour_identity", "within": "0"}
@@ -40,6 +42,15 @@ def cell(section: str, row: str, column: str, seed: int = 0) -> Cell:
     return next(found for found in TABLE.cells if found.name == name)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_the_formats_of_every_cell_suit_its_model(model: str) -> None:
+    adapter = open_adapter(resolve(MODELS[model]))
+    bench = Bench(MODELS[model], Protocol(), Path("unused"))
+    for found in (found for found in TABLE.cells if TABLE.sections[found.section] == MODELS[model]):
+        (stage,) = bench.recipe(found).recipe.stages
+        assert assignments_for(stage, adapter, adapter.skeleton(), lambda: (0.0, 50.0))
+
+
 def test_every_cell_is_a_recipe() -> None:
     for section in TABLE.sections:
         bench = Bench(TABLE.sections[section], Protocol(), Path("unused"))
@@ -56,7 +67,7 @@ def test_every_cell_is_a_recipe() -> None:
                 assert (stage.activations.mode, stage.activations.granularity) == ("static", "tensor")
             if section in MODELS:
                 assert found.row in (stage.method.kind, f"{stage.method.kind}, every input")
-                assert stage.split == "shortcut"
+                assert stage.split == {"digits-dit": "none", "digits-unet": "shortcut"}[section]
                 assert [stage.weights.format[-1], stage.activations.format[-1]] == [found.column[1], found.column[3]]
             if stage.method.kind != "ptq4dm":
                 assert (stage.method.ranges.kind, stage.method.ranges.norm) == ("mse", 2.4)
