@@ -26,7 +26,7 @@ TOKENWISE: Mapping[str, tuple[str, ...]] = {"digits-dit": ("transformer_blocks.0
 """Layers whose inputs keep dynamic scales per token: one static scale there costs digits-dit six times all others."""
 LEARNING: Mapping[str, Mapping[str, Any]] = {
     "digits-dit": {"iterations": 100, "batch_size": 32, "learning_rate": 0.03, "inputs": 256},
-    "digits-unet": {"iterations": 100, "batch_size": 16, "learning_rate": 0.03, "inputs": 128},
+    "digits-unet": {"iterations": 400, "batch_size": 16, "learning_rate": 0.02, "inputs": 512},
 }
 """Steps of the learned methods on the bundled models, also in their recipes; the papers have 20,000, on a GPU."""
 EXTRA: Mapping[str, Mapping[str, Any]] = {
@@ -39,6 +39,8 @@ EXTRA: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """More of single methods: steps of the time path alone, which are cheap, and of fine-tuning after rounding."""
+EIGHT_BITS: Mapping[str, Any] = {"time": {"scale_learning_rate": 1e-5}, "critical": {"scale_learning_rate": 5e-4}}
+"""Of quest where inputs have 8 bits: their scales are 17 times smaller than at 4, and so are the steps to take."""
 
 TIMESTEPS: Mapping[str, Mapping[str, Any]] = {
     "one timestep": {"samples": 320, "timesteps": {"kind": "single"}},
@@ -80,13 +82,16 @@ splits: nearest, layers that read a skip concatenation as one operator or two. S
 attention's products in floating point or 8-bit integers."""
 
 
-def method_settings(kind: str, model: str) -> dict[str, Any]:
-    """The `method:` of a recipe for a bundled model."""
+def method_settings(kind: str, model: str, bits: str = "W4A4") -> dict[str, Any]:
+    """The `method:` of a recipe for a bundled model; only quest's depends on the bits."""
     if kind == "nearest":
         return {"kind": kind, "ranges": RANGES}
     if kind == "ptq4dm":
         return {"kind": kind}
-    return {"kind": kind.partition(",")[0], "ranges": RANGES, **LEARNING[model], **EXTRA.get(kind, {})}
+    extra = dict(EXTRA.get(kind, {}))
+    if kind == "quest" and bits[3] == "8":
+        extra |= {part: {**extra[part], **rates} for part, rates in EIGHT_BITS.items()}
+    return {"kind": kind.partition(",")[0], "ranges": RANGES, **LEARNING[model], **extra}
 
 
 def stage(kind: str, model: str, bits: str, **settings: Any) -> dict[str, Any]:
@@ -94,7 +99,7 @@ def stage(kind: str, model: str, bits: str, **settings: Any) -> dict[str, Any]:
     observer = {"kind": "ema_mse"} if kind == "ptq4dm" else OBSERVER
     return {
         "kind": "quantize",
-        "method": method_settings(kind, model),
+        "method": method_settings(kind, model, bits),
         "weights": {"format": f"int{bits[1]}", "granularity": "channel", "symmetric": False},
         "activations": {
             "format": f"int{bits[3]}",
