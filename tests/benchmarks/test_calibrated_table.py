@@ -46,7 +46,8 @@ def cell(section: str, row: str, column: str, seed: int = 0) -> Cell:
 def test_the_formats_of_every_cell_suit_its_model(model: str) -> None:
     adapter = open_adapter(resolve(MODELS[model]))
     bench = Bench(MODELS[model], Protocol(), Path("unused"))
-    for found in (found for found in TABLE.cells if TABLE.sections[found.section] == MODELS[model]):
+    cells = [found for found in TABLE.cells if TABLE.sections[found.section] == MODELS[model] and not found.seed]
+    for found in cells:
         (stage,) = bench.recipe(found).recipe.stages
         assert assignments_for(stage, adapter, adapter.skeleton(), lambda: (0.0, 50.0))
 
